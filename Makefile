@@ -1,0 +1,58 @@
+# Everything that one does with this repository. Each target makes the environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := plot,data,book,test
+CHECKED := coursepkg tools tests benchmarks book/_ext
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RUFF_CACHE_DIR := _build/ruff_cache
+
+.DEFAULT_GOAL := help
+.PHONY: help book test test-slow lint serve bench screenshots clean
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'Python 3.11 or newer is needed. Name yours: make PYTHON=/path/to/python3.11 …'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'Python has no venv module here. On Debian or Ubuntu: apt-get install python3-venv'; exit 1; }
+	@echo 'Installing into $(VENV) (a minute or two, once) …'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+book: $(READY) ## build the book and say where it is
+	@$(BIN)/python tools/build_book.py
+
+lint: $(READY) ## check style and types
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+
+test: lint ## prove everything: style, types, units, statistics, doctests, the book, nbval, a browser
+	$(BIN)/pytest tests coursepkg --ignore=tests/book -m 'not slow' \
+	  -n 2 --dist loadfile --quiet --cov --cov-report=term
+	@$(MAKE) --no-print-directory book
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest --nbval -n 2 --dist loadfile --quiet -rs -p no:cacheprovider \
+	  tests/book $$($(BIN)/python tools/build_book.py --notebooks)
+	@echo 'All tests passed: style, types, package, book, notebooks, browser.'
+
+test-slow: $(READY) ## run the tests that take longer
+	$(BIN)/pytest tests -m slow
+
+serve: book ## show the book at a local address
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+bench: $(READY) ## measure, and write _build/bench.json
+	@$(BIN)/python benchmarks/run.py
+
+screenshots: book ## photograph the pages, light and dark, desktop and phone
+	@$(BIN)/python tools/screenshots.py
+
+clean: ## remove all that was built; the environment stays
+	rm -rf _build dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

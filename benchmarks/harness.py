@@ -1,0 +1,74 @@
+"""What every workload shares: rows, interleaved rounds, honest gaps.
+
+A workload is a file ``bench_<name>.py`` in this folder with a function ``measure()`` that yields
+rows; ``run.py`` finds it by its name. Contenders take turns within each round, so that a machine
+that grows slow slows all of them, and the median over rounds is reported.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    Attributes:
+        workload: What was done, the same for all contenders.
+        contender: Who did it; ``coursepkg`` is ours.
+        metric: What the value measures, with its unit.
+        value: The median over the rounds; ``None`` where the contender could not run.
+        ratio: Ours over theirs, above 1 where ours is better; ``None`` for ours and for gaps.
+        quality: What the value bought, or why there is none.
+        versions: The versions that matter, by package.
+        threads: How many threads a process could use.
+    """
+
+    workload: str
+    contender: str
+    metric: str
+    value: float | None
+    ratio: float | None = None
+    quality: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    threads: int = 1
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Look up installed versions; a package that is missing is left out."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Let the contenders measure themselves in turn; report each one's median.
+
+    Args:
+        contenders: By name, a function that does the work and returns its measure.
+        rounds: How often each has its turn.
+
+    Returns:
+        The medians by name.
+    """
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, measure in contenders.items():
+            values[name].append(measure())
+    return {name: statistics.median(found) for name, found in values.items()}

@@ -1,0 +1,93 @@
+"""Put a cell's SVG figure into the page itself, where it takes the page's colors.
+
+An image in an ``<img>`` cannot know whether the page is light or dark. Inline it can: our
+matplotlib style draws with three sentinel colors, and here they become "nothing",
+"the color of the text" and a variable of the style sheet.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
+from sphinx.util.typing import ExtensionMetadata
+
+LOGGER = logging.getLogger(__name__)
+SENTINELS = {"#fefefe": "none", "#1a1a1b": "currentColor", "#cfcfd0": "var(--figure-grid)"}
+SENTINEL = re.compile("|".join(SENTINELS), re.IGNORECASE)
+TAG = re.compile(r"<[a-z][^<>]*#[^<>]*>", re.IGNORECASE)  # code that names a color stays as it is
+SVG = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
+# What matplotlib writes for a stand-alone file. Its style rule has the selector `*`, which in a
+# page would apply to every icon: the same two properties on the root element are inherited.
+FILE_ONLY = re.compile(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", re.DOTALL)
+LINE_STYLE = "stroke-linejoin:round;stroke-linecap:butt"
+REFERENCE = re.compile(r'(href="#|url\(#)([^")]+)')
+ID = re.compile(r'\sid="([^"]*)"')
+
+
+def inline(svg: str, alt: str) -> str:
+    """Turn an SVG file into an element of a page, with its description."""
+    size = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg)
+    wide = size is not None and float(size[1]) > 2 * float(size[2])
+    element = FILE_ONLY.sub("", svg[svg.index("<svg") :])
+    opening = f'<svg role="img" aria-label="{html.escape(alt)}" style="{LINE_STYLE}"'
+    figure = opening + element.removeprefix("<svg")
+    return f'<div class="cell-figure{" wide" if wide else ""}">{figure}</div>'
+
+
+class InlineFigures(SphinxPostTransform):
+    """Replace the images that cells made; an image without a description is an error."""
+
+    default_priority = 900  # after myst-nb has chosen each output's format
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Visit the images of one page."""
+        executed = Path(self.app.outdir).parent / "jupyter_execute"
+        for image in list(self.document.findall(nodes.image)):
+            path = Path(self.app.srcdir, image["uri"]).resolve()
+            if not path.is_relative_to(executed.resolve()):
+                continue
+            if not image.get("alt"):
+                LOGGER.warning(
+                    "a figure has no alt text: give its cell `mystnb: image: alt:`", location=image
+                )
+            elif path.suffix == ".svg":
+                figure = inline(path.read_text(encoding="utf-8"), image["alt"])
+                image.replace_self(nodes.raw("", figure, format="html"))
+
+
+def unique_ids(svg: str, prefix: str) -> str:
+    """Drop the ids that nothing refers to, and make the others this figure's own."""
+    used = {name for _, name in REFERENCE.findall(svg)}
+    svg = ID.sub(lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
+    return REFERENCE.sub(lambda m: f"{m[1]}{prefix}{m[2]}", svg)
+
+
+def page_colors(match: re.Match[str]) -> str:
+    """Replace the sentinel colors in one tag."""
+    return SENTINEL.sub(lambda color: SENTINELS[color[0].lower()], match[0])
+
+
+def finish_page(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Color the figures of a page, also those that cells printed as HTML."""
+    if "body" in context:
+        count = itertools.count()
+        body = SVG.sub(lambda m: unique_ids(m[0], f"svg{next(count)}-"), context["body"])
+        context["body"] = TAG.sub(page_colors, body)
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Register the extension."""
+    app.add_post_transform(InlineFigures)
+    app.connect("html-page-context", finish_page)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

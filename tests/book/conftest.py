@@ -1,0 +1,79 @@
+"""The built book, and a small book to break."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import build_book
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+NOTEBOOK = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  name: python3
+---
+# A small chapter
+
+```{code-cell} ipython3
+from coursepkg import answer
+```
+
+```{code-cell} ipython3
+print("the answer is", answer.value())
+```
+"""
+PAGE_ROOT = "# A small book\n\nWith one chapter.\n"
+TOC = "format: jb-book\nroot: book/intro\nchapters:\n  - file: book/small\n"
+MODULE = '"""An answer."""\n\n\ndef value():\n    """The answer."""\n    return {value!r}\n'
+
+
+class SmallBook:
+    """A book of one notebook and a package of one module, built by the real tools."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in ("book/_ext", "book/_static", "book/_inventories"):
+            shutil.copytree(ROOT / folder, root / folder)
+        for name in ("_config.yml", "constraints.txt"):
+            shutil.copy(ROOT / name, root / name)
+        (root / "_toc.yml").write_text(TOC)
+        (root / "book" / "references.bib").write_text("")
+        (root / "book" / "intro.md").write_text(PAGE_ROOT)
+        (root / "coursepkg").mkdir()
+        (root / "coursepkg" / "__init__.py").write_text('__version__ = "0.0.1"\n')
+        self.chapter = root / "book" / "small.md"
+        self.chapter.write_text(NOTEBOOK)
+        self.answer(41)
+
+    def answer(self, value: object) -> None:
+        """Change the package."""
+        (self.root / "coursepkg" / "answer.py").write_text(MODULE.format(value=value))
+
+    def build(self) -> None:
+        """Build it as `make book` does."""
+        build_book.build(self.root, workers=1)
+
+    def page(self) -> str:
+        """The chapter as published."""
+        return (self.root / "_build" / "html" / "book" / "small.html").read_text()
+
+
+@pytest.fixture
+def small_book(tmp_path: Path) -> SmallBook:
+    """A fresh small book, not yet built."""
+    return SmallBook(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The folder of the built book, which must be made from the sources as they are now."""
+    if not build_book.is_current(ROOT):
+        pytest.fail("the built book is not up to date: run `make book` first")
+    return ROOT / "_build" / "html"

@@ -1,0 +1,64 @@
+"""A local server and a headless Chromium, for the browser tests and the screenshots."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from playwright.sync_api import Browser, Playwright
+
+WIDTHS = {1280: 900, 390: 844}  # viewport width and height: a laptop, a phone
+MODES = ("light", "dark")
+
+
+def executable() -> str | None:
+    """Find the system's Chromium, or what it is called elsewhere."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Start Chromium without its own traffic, which would look like the page's."""
+    return playwright.chromium.launch(
+        executable_path=executable(),
+        args=[
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+        ],
+    )
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serve files without a line on the terminal for each."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder on a free port of this machine, and hand out its address."""
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def pages(folder: Path) -> list[str]:
+    """List the pages of a built book."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.html") if is_page(p))
+
+
+def is_page(path: Path) -> bool:
+    """Tell a page from the template fragments that the theme leaves among its static files."""
+    return "_static" not in path.parts
