@@ -1,0 +1,152 @@
+"""One place for argument errors: each message names the argument, what it got and what it needs.
+
+The functions return the checked value, so that a check and its conversion are one line at the top
+of a public function. Tensors are handed on as float64: whatever is solved in closed form is solved
+in double precision, also where the caller's data are float32.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["array", "count", "design", "generator_or_none", "positive", "scalar"]
+
+
+def array(name: str, value: Tensor, *, ndim: int | None = None) -> Float[Tensor, "..."]:
+    """Check a non-empty floating-point tensor without NaN or infinity; return it as float64.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the caller passed.
+        ndim: The number of dimensions that it must have; any number where it is ``None``.
+
+    Returns:
+        ``value`` in float64.
+
+    Raises:
+        TypeError: ``value`` is no tensor, or its dtype is not a real floating-point one.
+        ValueError: It has another number of dimensions, no elements, NaN or infinity.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; "
+            f"torch.as_tensor({name}, dtype=torch.float64) makes one"
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name} must have a floating-point dtype, got {value.dtype}; "
+            f"{name}.double() converts it"
+        )
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(
+            f"{name} must have {ndim} dimension{'s' if ndim != 1 else ''}, "
+            f"got shape {tuple(value.shape)}"
+        )
+    if value.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise ValueError(
+            f"{name} must be finite, got {bad} NaN or infinite value{'s' if bad != 1 else ''} "
+            f"among {value.numel()}"
+        )
+    return value.double()
+
+
+def design(
+    features: Tensor, targets: Tensor
+) -> tuple[Float[Tensor, "points features"], Float[Tensor, " points"]]:
+    """Check a design matrix together with its targets; return both as float64.
+
+    Raises:
+        TypeError: One of them is no floating-point tensor.
+        ValueError: A wrong number of dimensions, no elements, NaN, lengths that differ, or numbers
+            so large or so small that their squares leave the range of float64.
+    """
+    features = array("features", features, ndim=2)
+    if isinstance(targets, Tensor) and targets.ndim == 2 and targets.shape[1] == 1:
+        # The copied mistake: (n, 1) against (n,) would broadcast to (n, n) without a word.
+        raise ValueError(
+            f"targets must have 1 dimension, got shape {tuple(targets.shape)}; "
+            "targets.squeeze(1) drops the second one"
+        )
+    targets = array("targets", targets, ndim=1)
+    if len(features) != len(targets):
+        raise ValueError(
+            f"features and targets must have as many rows, got {len(features)} and {len(targets)}"
+        )
+    for name, value in (("features", features), ("targets", targets)):
+        largest = float(value.abs().max())
+        if largest != 0 and not 1e-140 < largest < 1e140:
+            raise ValueError(
+                f"{name} must have squares within the range of float64, got numbers up to "
+                f"{largest:.0e}; change their unit"
+            )
+    return features, targets
+
+
+def scalar(name: str, value: float | Tensor) -> float:
+    """Check a finite real number (a tensor of no dimensions counts as one); return a float.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: It is NaN or infinite.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        value = value.item()
+    if not isinstance(value, Real) or isinstance(value, bool):
+        what = (
+            f"a tensor of shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"{type(value).__name__} {value!r}"
+        )
+        raise TypeError(f"{name} must be a real number, got {what}")
+    number = float(value)
+    if not -float("inf") < number < float("inf"):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+def positive(name: str, value: float | Tensor) -> float:
+    """Check a finite number above zero; return a float.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: It is zero, negative, NaN or infinite.
+    """
+    number = scalar(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {number}")
+    return number
+
+
+def count(name: str, value: int, *, minimum: int) -> int:
+    """Check a whole number that is not below ``minimum``; return an int.
+
+    Raises:
+        TypeError: ``value`` is not a whole number.
+        ValueError: It is below ``minimum``.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__} {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def generator_or_none(generator: torch.Generator | None) -> torch.Generator | None:
+    """Check the source of randomness.
+
+    Raises:
+        TypeError: ``generator`` is neither a ``torch.Generator`` nor ``None``.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}; "
+            "torch.Generator().manual_seed(0) makes one"
+        )
+    return generator

@@ -1,0 +1,205 @@
+"""Data sets, each with its true function where there is one.
+
+The synthetic sets are drawn from ``numpy.random.RandomState(seed)``, whose stream NumPy has frozen:
+the same seed gives the same points on every machine and in every version, so that numbers in the
+book, in homework and in a forum post can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from coursepkg import _checks
+
+__all__ = [
+    "LONGLEY_CERTIFIED",
+    "DataSet",
+    "diabetes",
+    "growing_wave",
+    "longley",
+    "sine_sensor",
+]
+
+# NIST Statistical Reference Datasets, Longley: the least-squares coefficients, constant first,
+# computed in extended precision and certified to 15 digits.
+LONGLEY_CERTIFIED = (
+    -3482258.63459582,
+    15.0618722713733,
+    -0.0358191792925910,
+    -2.02022980381683,
+    -1.03322686717359,
+    -0.0511041056535807,
+    1829.15146461355,
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Inputs, targets, and what is known about where they came from.
+
+    Attributes:
+        name: What to call the data set.
+        x: Inputs, shape ``(points,)`` or ``(points, dim)``, float64.
+        y: Targets, shape ``(points,)``, float64.
+        function: The true function behind the targets, or ``None`` for real data.
+        noise_scale: The standard deviation of the noise on ``y``, or ``None`` for real data.
+        columns: The names of the input columns, for real data.
+    """
+
+    name: str
+    x: Float[Tensor, "points *dim"]
+    y: Float[Tensor, " points"]
+    function: Callable[[Tensor], Tensor] | None = None
+    noise_scale: float | None = None
+    columns: tuple[str, ...] = ()
+
+
+def _noisy(
+    name: str,
+    x: np.ndarray,
+    function: Callable[[Tensor], Tensor],
+    noise_scale: float,
+    random: np.random.RandomState,
+) -> DataSet:
+    """Add noise to a function's values at the points x (drawn or given) and sort by x."""
+    inputs = torch.from_numpy(x)
+    targets = function(inputs) + noise_scale * torch.from_numpy(random.randn(len(x)))
+    order = inputs.argsort()
+    return DataSet(name, inputs[order], targets[order], function, noise_scale)
+
+
+def sine_sensor(num_points: int = 20, noise_scale: float = 0.1, *, seed: int = 42) -> DataSet:
+    r"""A sensor of something cyclic: :math:`y = \sin x + \epsilon`, x uniform on [-3, 3].
+
+    Few points at uneven places. With its defaults it is *the* sensor of this course: every method
+    of the book is tried on these 20 points.
+
+    Args:
+        num_points: How many measurements, at least 1.
+        noise_scale: Standard deviation of the measurement noise, positive.
+        seed: Seed of the draw.
+
+    Returns:
+        The data set, sorted by ``x``.
+
+    Raises:
+        TypeError: ``num_points`` or ``seed`` is not a whole number, or ``noise_scale`` is not a
+            real number.
+        ValueError: ``num_points`` is below 1, ``seed`` is negative, or ``noise_scale`` is not
+            positive.
+
+    Example:
+        >>> sine_sensor().x[:2]
+        tensor([-2.8765, -2.6515], dtype=torch.float64)
+    """
+    num_points = _checks.count("num_points", num_points, minimum=1)
+    noise_scale = _checks.positive("noise_scale", noise_scale)
+    random = np.random.RandomState(_checks.count("seed", seed, minimum=0))
+    x = random.uniform(-3, 3, num_points)
+    return _noisy("sine sensor", x, torch.sin, noise_scale, random)
+
+
+def _growing_wave(x: Tensor) -> Tensor:
+    return x * torch.sin(10 * x)
+
+
+def growing_wave(num_points: int = 100, noise_scale: float = 0.1, *, seed: int = 0) -> DataSet:
+    r"""A wave that grows: :math:`y = x \sin(10 x) + \epsilon` at equally spaced x in [0, 1].
+
+    A straight line misses it, a polynomial of moderate degree follows it, one of a high degree
+    follows the noise as well.
+
+    Args:
+        num_points: How many points, at least 1.
+        noise_scale: Standard deviation of the noise, positive.
+        seed: Seed of the draw.
+
+    Returns:
+        The data set, sorted by ``x``.
+
+    Raises:
+        TypeError: ``num_points`` or ``seed`` is not a whole number, or ``noise_scale`` is not a
+            real number.
+        ValueError: ``num_points`` is below 1, ``seed`` is negative, or ``noise_scale`` is not
+            positive.
+
+    Example:
+        >>> len(growing_wave(num_points=12).y)
+        12
+    """
+    num_points = _checks.count("num_points", num_points, minimum=1)
+    noise_scale = _checks.positive("noise_scale", noise_scale)
+    random = np.random.RandomState(_checks.count("seed", seed, minimum=0))
+    return _noisy("growing wave", np.linspace(0, 1, num_points), _growing_wave, noise_scale, random)
+
+
+def diabetes() -> DataSet:
+    """The diabetes study: ten measurements of 442 patients, and the disease a year later.
+
+    Needs the extra ``data``. The columns come centered and scaled to unit sum of squares, as
+    scikit-learn ships them; the target is a score of the disease's progression.
+
+    Returns:
+        The data set, ``x`` of shape ``(442, 10)``.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    Source:
+        Efron, Hastie, Johnstone and Tibshirani (2004), "Least angle regression", The Annals of
+        Statistics 32(2).
+
+    Example:
+        >>> diabetes().columns[2]
+        'bmi'
+    """
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise ImportError("diabetes() needs scikit-learn: pip install 'coursepkg[data]'") from error
+    table = load_diabetes()
+    return DataSet(
+        "diabetes",
+        torch.tensor(table.data, dtype=torch.float64),
+        torch.tensor(table.target, dtype=torch.float64),
+        columns=tuple(table.feature_names),
+    )
+
+
+def longley() -> DataSet:
+    """Sixteen years of American employment, against six economic series that move together.
+
+    Needs the extra ``data``. The inputs are nearly collinear, which made this the classical test of
+    regression programs: NIST certifies its coefficients to fifteen digits.
+
+    Returns:
+        The data set, ``x`` of shape ``(16, 6)``.
+
+    Raises:
+        ImportError: statsmodels is not installed.
+
+    Source:
+        Longley (1967), "An appraisal of least squares programs for the electronic computer from
+        the point of view of the user", Journal of the American Statistical Association 62(319).
+
+    Example:
+        >>> longley().columns[0]
+        'GNPDEFL'
+    """
+    try:
+        from statsmodels.datasets import longley as source
+    except ImportError as error:
+        raise ImportError("longley() needs statsmodels: pip install 'coursepkg[data]'") from error
+    table = source.load_pandas()
+    return DataSet(
+        "Longley",
+        torch.tensor(table.exog.to_numpy(), dtype=torch.float64),
+        torch.tensor(table.endog.to_numpy(), dtype=torch.float64),
+        columns=tuple(table.exog_name),
+    )

@@ -1,0 +1,322 @@
+"""Figures in one style: functions that draw on an ``ax`` and return it.
+
+Call :func:`use_style` once at the head of a notebook. Figures are then SVG, in colors that keep
+apart for the common color-vision deficiencies and stand out on white and on black alike. Text,
+axes and background have three colors of their own, which the built book replaces by those of the
+page, so that a figure reads well in light and in dark mode; in a live notebook they are dark on
+white.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import seaborn as sns
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.patches import Ellipse
+from torch import Tensor
+
+from coursepkg import _checks
+from coursepkg.bayes_linear import GaussianWeights, Predictive
+from coursepkg.data import DataSet
+
+__all__ = [
+    "COLORS",
+    "bands",
+    "curves",
+    "measurements",
+    "points",
+    "projection",
+    "use_style",
+    "weight_ellipses",
+]
+
+# Replaced in the built book; elsewhere near black on near white.
+INK, PAPER, GRID = "#1a1a1b", "#fefefe", "#cfcfd0"
+
+# Blue, vermilion and green of Okabe and Ito, and a purple that keeps apart from them for all eyes.
+COLORS = {
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#009e73",
+    "purple": "#8847ea",
+    "ink": INK,
+}
+
+
+def use_style() -> None:
+    """Set the course's style for all figures that follow, and SVG output in a notebook."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette=[COLORS[name] for name in ("blue", "orange", "green", "purple")],
+        rc={
+            "axes.facecolor": PAPER,
+            "figure.facecolor": PAPER,
+            "savefig.facecolor": PAPER,
+            "legend.facecolor": PAPER,
+            "legend.framealpha": 0.0,
+            "text.color": INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "grid.color": GRID,
+            "axes.grid": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 12,
+            "axes.labelsize": 12,
+            "xtick.labelsize": 11,
+            "ytick.labelsize": 11,
+            "legend.fontsize": 11,
+            "figure.figsize": (6.0, 3.6),
+            "figure.constrained_layout.use": True,
+            # The same figure gives the same file: outputs can be compared from run to run.
+            "svg.hashsalt": "coursepkg",
+        },
+    )
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def _numpy(tensor: Tensor) -> Any:
+    return tensor.numpy(force=True)
+
+
+def points(
+    ax: Axes,
+    x: Float[Tensor, " points"],
+    y: Float[Tensor, " points"],
+    *,
+    noise_scale: float | None = None,
+    label: str | None = "data",
+) -> Axes:
+    """Draw measurements as dots, with bars of two noise standard deviations if given.
+
+    Args:
+        ax: Where to draw.
+        x: Inputs, shape ``(points,)``.
+        y: Targets, shape ``(points,)``.
+        noise_scale: Standard deviation of the noise, for the bars.
+        label: Legend entry.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        TypeError: ``x`` or ``y`` is not a floating-point tensor.
+        ValueError: ``x`` or ``y`` does not have one dimension, is empty or not finite.
+    """
+    bars = None if noise_scale is None else 2 * _checks.positive("noise_scale", noise_scale)
+    ax.errorbar(
+        _numpy(_checks.array("x", x, ndim=1)),
+        _numpy(_checks.array("y", y, ndim=1)),
+        yerr=bars,
+        fmt="o",
+        markersize=5,
+        color=COLORS["orange"],
+        elinewidth=1.2,
+        label=label,
+        zorder=5,
+    )
+    return ax
+
+
+def measurements(ax: Axes, data: DataSet, x: Float[Tensor, " points"] | None = None) -> Axes:
+    """Draw a data set of one input: its points, its true function, names on the axes.
+
+    Args:
+        ax: Where to draw.
+        data: A data set with one input.
+        x: Where to evaluate the true function, shape ``(points,)``; it is not drawn where this is
+            ``None``.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        ValueError: ``x`` is given for real data: nobody knows their true function.
+    """
+    if x is not None:
+        if data.function is None:
+            raise ValueError(f"data must have a known function, got {data.name!r} with none")
+        ax.plot(_numpy(x), _numpy(data.function(x)), "--", color=INK, lw=1.5, label="true function")
+    ax.set(xlabel="input $x$", ylabel="measurement $y$")
+    return points(ax, data.x, data.y)
+
+
+def curves(
+    ax: Axes,
+    x: Float[Tensor, " points"],
+    functions: Float[Tensor, "*draws points"],
+    *,
+    color: str = "blue",
+    label: str | None = None,
+) -> Axes:
+    """Draw one function, or many faintly, one a row.
+
+    Args:
+        ax: Where to draw.
+        x: Inputs, shape ``(points,)``.
+        functions: Values, shape ``(points,)`` or ``(draws, points)``.
+        color: A name in :data:`COLORS`.
+        label: Legend entry.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        ValueError: ``color`` is unknown, or ``functions`` does not end in as many points as ``x``.
+    """
+    if color not in COLORS:
+        raise ValueError(f"color must be one of {sorted(COLORS)}, got {color!r}")
+    if functions.ndim not in (1, 2) or functions.shape[-1] != len(x):
+        raise ValueError(
+            f"functions must have shape ({len(x)},) or (draws, {len(x)}), "
+            f"got {tuple(functions.shape)}"
+        )
+    width, alpha = (2.0, 1.0) if functions.ndim == 1 else (1.0, 0.35)
+    lines = ax.plot(_numpy(x), _numpy(functions).T, color=COLORS[color], lw=width, alpha=alpha)
+    lines[0].set_label(label if label is not None else "_")
+    return ax
+
+
+def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive) -> Axes:
+    """Draw a prediction: its mean, two sd of the function, two sd of a new observation.
+
+    The outer band is two standard deviations of the *sum* of both variances; adding the two
+    standard deviations would draw it up to 1.4 times too wide.
+
+    Args:
+        ax: Where to draw.
+        x: Inputs, shape ``(points,)``.
+        prediction: What :func:`coursepkg.bayes_linear.predictive` returns for them.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        ValueError: The prediction is for another number of points.
+    """
+    if len(prediction.mean) != len(x):
+        raise ValueError(
+            f"prediction must have {len(x)} points, as x has, got {len(prediction.mean)}"
+        )
+    mean = _numpy(prediction.mean)
+    for variance, alpha, label in (
+        (prediction.variance, 0.18, "2 sd, new observation"),
+        (prediction.weight_variance, 0.32, "2 sd, function"),
+    ):
+        width = 2 * _numpy(variance.sqrt())
+        ax.fill_between(
+            _numpy(x),
+            mean - width,
+            mean + width,
+            color=COLORS["blue"],
+            alpha=alpha,
+            lw=0,
+            label=label,
+        )
+    ax.plot(_numpy(x), mean, color=COLORS["blue"], lw=2, label="mean")
+    return ax
+
+
+def weight_ellipses(ax: Axes, weights: GaussianWeights) -> Axes:
+    """Draw a Gaussian over an intercept and a slope: ellipses of one, two and three sd.
+
+    Args:
+        ax: Where to draw: intercept to the right, slope upwards.
+        weights: A Gaussian over two weights.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        ValueError: ``weights`` has another number of weights than two.
+    """
+    if len(weights.mean) != 2:
+        raise ValueError(f"weights must have 2 weights, got {len(weights.mean)}")
+    variances, axes = torch.linalg.eigh(weights.covariance)
+    angle = float(torch.rad2deg(torch.atan2(axes[1, 1], axes[0, 1])))
+    for sds in (3, 2, 1):
+        height, width = (2 * sds * variances.sqrt()).tolist()
+        ax.add_patch(
+            Ellipse(
+                tuple(weights.mean.tolist()),
+                width,
+                height,
+                angle=angle,
+                facecolor=COLORS["blue"],
+                edgecolor=COLORS["blue"],
+                alpha=0.25,
+            )
+        )
+    ax.plot(*weights.mean.tolist(), "+", color=INK, markersize=9)
+    ax.set(xlabel="intercept $b$", ylabel="slope $w$")
+    return ax
+
+
+def projection(
+    ax: Axes, feature: Float[Tensor, " points"], targets: Float[Tensor, " points"]
+) -> Axes:
+    """Draw least squares as a projection: two points, one feature, so that the space is a plane.
+
+    Args:
+        ax: Where to draw. Its two axes are the two points, not input and output.
+        feature: The feature's value at the two points, shape ``(2,)``.
+        targets: Their targets, shape ``(2,)``.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: An argument does not have two finite entries, or ``feature`` is zero.
+    """
+    feature = _checks.array("feature", feature, ndim=1)
+    targets = _checks.array("targets", targets, ndim=1)
+    if len(feature) != 2 or len(targets) != 2:
+        raise ValueError(
+            f"feature and targets must have 2 points, got {len(feature)} and {len(targets)}"
+        )
+    if not feature.any():
+        raise ValueError("feature must not be zero at both points")
+    fitted = (feature @ targets / (feature @ feature)) * feature
+    reach = 1.25 * max(float(targets.norm()), float(fitted.norm()))
+    direction = _numpy(feature / feature.norm())
+    ax.axline((0, 0), tuple(direction), color=COLORS["green"], lw=1.5, label="all $w\\,\\phi$")
+    arrows = (
+        ((0, 0), targets, "orange", "targets $y$"),
+        ((0, 0), fitted, "blue", "fit $\\hat y$"),
+        (tuple(fitted.tolist()), targets, "purple", "residual"),
+    )
+    for start, end, color, label in arrows:
+        ax.annotate(
+            "",
+            xy=tuple(end.tolist()),
+            xytext=start,
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": COLORS[color],
+                "lw": 2,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )
+        ax.plot([], [], color=COLORS[color], lw=2, label=label)
+    ax.set(
+        xlim=(-0.1 * reach, reach),
+        ylim=(-0.1 * reach, reach),
+        aspect="equal",
+        xlabel="value at point 1",
+        ylabel="value at point 2",
+    )
+    return ax

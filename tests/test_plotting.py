@@ -1,0 +1,187 @@
+"""The figures: what is drawn is what was handed in, in colors that can be told apart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+
+from coursepkg import data, plotting
+from coursepkg.bayes_linear import GaussianWeights, Predictive
+
+X = torch.linspace(-1, 1, 5, dtype=torch.float64)
+
+
+@pytest.fixture
+def ax():
+    """An empty figure's axes, closed afterwards."""
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of a color, as the accessibility guidelines define it (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colors, 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+COLORED = sorted(set(plotting.COLORS) - {"ink"})
+
+
+@pytest.mark.parametrize("color", COLORED)
+@pytest.mark.parametrize("page", ["#ffffff", "#14181e"], ids=["light", "dark"])
+def test_colors_stand_out_on_light_and_dark_pages(color, page):
+    """Graphics need a contrast of 3 to 1 (WCAG 2, 1.4.11)."""
+    assert contrast(plotting.COLORS[color], page) >= 3
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+         [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+         [-0.011820, 0.042940, 0.968881]]
+    ),
+}  # fmt: skip
+
+
+def distance(one: str, other: str, vision: np.ndarray) -> float:
+    """Distance of two colors in CIE Lab as eyes with this vision see them."""
+
+    def lab(color: str) -> np.ndarray:
+        rgb = np.array(to_rgb(color))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        linear = np.clip(vision @ linear, 0, 1)
+        xyz = (
+            np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+            @ linear
+            / np.array([0.9505, 1.0, 1.089])
+        )
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    return float(np.linalg.norm(lab(one) - lab(other)))
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colors_keep_apart_for_color_vision_deficiencies(vision):
+    """A red and a green of one lightness, far apart for most eyes, are refused for the others."""
+    for one, other in itertools.combinations(COLORED, 2):
+        assert distance(plotting.COLORS[one], plotting.COLORS[other], VISION[vision]) > 20
+    assert (distance("#9c5b2e", "#6c7030", VISION[vision]) > 20) == (vision == "normal")
+
+
+def test_use_style_makes_equal_figures_equal_files():
+    """Two runs must give the same SVG, or comparing outputs would always fail."""
+    with mpl.rc_context():
+        plotting.use_style()
+        assert mpl.rcParams["figure.facecolor"] == plotting.PAPER
+        assert mpl.rcParams["text.color"] == plotting.INK
+        assert mpl.rcParams["svg.hashsalt"]
+
+
+def test_points_draws_dots_with_bars_of_two_sd(ax):
+    plotting.points(ax, X, X**2, noise_scale=0.25)
+    (container,) = ax.containers
+    dots, _, (bars,) = container
+    np.testing.assert_array_equal(dots.get_xydata(), np.stack([X, X**2], axis=1))
+    lengths = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
+    np.testing.assert_allclose(lengths, 4 * 0.25)
+
+
+def test_measurements_draws_points_and_true_function(ax):
+    sensor = data.sine_sensor()
+    plotting.measurements(ax, sensor, X)
+    curves = [line for line in ax.lines if line.get_linestyle() == "--"]
+    np.testing.assert_allclose(curves[0].get_ydata(), np.sin(X.numpy()))
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+
+
+def test_measurements_without_grid_hides_the_truth(ax):
+    plotting.measurements(ax, data.sine_sensor())
+    assert not [line for line in ax.lines if line.get_linestyle() == "--"]
+
+
+@pytest.mark.parametrize(("shape", "lines"), [((5,), 1), ((7, 5), 7)])
+def test_curves_draws_one_line_a_function_and_one_label(ax, shape, lines):
+    plotting.curves(ax, X, torch.ones(shape), label="draws")
+    assert len(ax.lines) == lines
+    assert ax.get_legend_handles_labels()[1] == ["draws"]
+
+
+def test_bands_are_two_sd_of_summed_variances(ax):
+    """3 and 4 add to 5 as standard deviations, not to 7."""
+    prediction = Predictive(torch.zeros(5), torch.full((5,), 9.0), torch.full((5,), 16.0))
+    plotting.bands(ax, X, prediction)
+    outer, inner = (collection.get_datalim(ax.transData) for collection in ax.collections)
+    assert (outer.y0, outer.y1) == (-10, 10)
+    assert (inner.y0, inner.y1) == (-8, 8)
+
+
+def test_weight_ellipses_are_the_covariance(ax):
+    """Points on the one-sd ellipse have Mahalanobis distance 1."""
+    weights = GaussianWeights(torch.tensor([1.0, -2.0]), torch.tensor([[4.0, 1.5], [1.5, 1.0]]))
+    plotting.weight_ellipses(ax, weights)
+    one = ax.patches[-1]
+    angles = np.linspace(0, 2 * math.pi, 12)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    on_ellipse = torch.tensor(one.get_patch_transform().transform(circle))
+    offsets = on_ellipse - weights.mean
+    distances = (offsets * torch.linalg.solve(weights.covariance, offsets.T).T).sum(dim=1)
+    torch.testing.assert_close(distances, torch.ones(12, dtype=torch.float64))
+    assert [round(patch.width / one.width) for patch in ax.patches] == [3, 2, 1]
+
+
+def test_projection_meets_the_line_at_a_right_angle(ax):
+    feature, targets = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])
+    plotting.projection(ax, feature, targets)
+    fit, residual = (np.array(ax.texts[i].xy) - ax.texts[i].xyann for i in (1, 2))
+    assert abs(fit @ residual) < 1e-12
+    np.testing.assert_allclose(fit + residual, targets.numpy())
+
+
+BAD_CALLS = {
+    "noise": (lambda ax: plotting.points(ax, X, X, noise_scale=-1.0), ("noise_scale", "positive")),
+    "points": (lambda ax: plotting.points(ax, X[None], X), ("x", "1 dimension", "(1, 5)")),
+    "real data": (
+        lambda ax: plotting.measurements(ax, data.DataSet("real", X, X), X), ("data", "real"),
+    ),
+    "color": (lambda ax: plotting.curves(ax, X, X, color="pink"), ("color", "pink", "blue")),
+    "curves": (lambda ax: plotting.curves(ax, X, X[:4]), ("functions", "5", "(4,)")),
+    "bands": (
+        lambda ax: plotting.bands(ax, X, Predictive(X[:4], X[:4], X[:4])), ("prediction", "5", "4"),
+    ),
+    "ellipse": (
+        lambda ax: plotting.weight_ellipses(ax, GaussianWeights(torch.zeros(3), torch.eye(3))),
+        ("weights", "2", "3"),
+    ),
+    "projection": (lambda ax: plotting.projection(ax, X, X), ("2 points", "5")),
+    "zero": (
+        lambda ax: plotting.projection(ax, torch.zeros(2), torch.ones(2)), ("feature", "zero"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", BAD_CALLS)
+def test_kind_errors(ax, kind_error, call):
+    bad_call, words = BAD_CALLS[call]
+    with kind_error(ValueError, *words):
+        bad_call(ax)
