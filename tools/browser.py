@@ -55,10 +55,11 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def pages(folder: Path) -> list[str]:
-    """List the pages of a built book."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.html") if is_page(p))
+    """List the pages of a built book.
 
-
-def is_page(path: Path) -> bool:
-    """Tell a page from the template fragments that the theme leaves among its static files."""
-    return "_static" not in path.parts
+    Left out are the template fragments among the theme's static files, and the page at the root,
+    which only leads on to the book's first.
+    """
+    found = [path for path in folder.rglob("*.html") if "_static" not in path.parts]
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    return [name for name in names if name != "index.html"]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
+import nbformat
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
@@ -170,6 +171,19 @@ def run_notebooks(root: Path, workers: int, environment: dict[str, str]) -> None
         print(f"{len(paths) - len(todo)} of {len(paths)} notebooks unchanged, taken from the cache")
 
 
+def write_notebooks(root: Path) -> None:
+    """Store the notebooks with the outputs that the pages show.
+
+    myst-nb writes them too, but without outputs where these came from the cache, and nbval would
+    then compare nothing.
+    """
+    cache = get_cache(str(cache_path(root)))
+    for source, target in zip(chapters(root), published_notebooks(root), strict=True):
+        notebook = myst_nb_reader_plugin(str(source))
+        _, executed = cache.merge_match_into_notebook(notebook, cell_meta=())
+        target.write_text(nbformat.writes(executed), encoding="utf-8")
+
+
 def make_pages(root: Path, environment: dict[str, str]) -> None:
     """Run Sphinx through Jupyter Book, with each warning an error."""
     for name in ("html", ".doctrees", "jupyter_execute"):
@@ -211,6 +225,7 @@ def build(root: Path, workers: int) -> None:
     run_notebooks(root, workers, environment)
     print("making the pages …", flush=True)
     make_pages(root, environment)
+    write_notebooks(root)
     record.write_text(inputs, encoding="utf-8")
     print(f"The book is at {index.as_uri()} (built in {time.monotonic() - start:.0f} s)")
 

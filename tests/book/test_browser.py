@@ -113,6 +113,13 @@ def test_no_page_scrolls_sideways_on_the_smallest_phone(
     page.close()
 
 
+def test_the_address_of_the_book_leads_to_its_first_page(chromium: Browser, address: str) -> None:
+    page = chromium.new_page()
+    page.goto(address)
+    page.wait_for_url("**/book/intro.html")
+    page.close()
+
+
 def with_frames(html: Path) -> list[str]:
     """The pages that have a figure to play with."""
     return [n for n in pages(html) if 'class="frames"' in (html / n).read_text(encoding="utf-8")]
