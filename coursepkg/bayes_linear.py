@@ -321,7 +321,7 @@ class Predictive(NamedTuple):
 
     @property
     def variance(self) -> Float[Tensor, " points"]:
-        """Variance of a new observation: the sum of both."""
+        """Variance of a new observation, the sum of both."""
         return self.noise_variance + self.weight_variance
 
     @property

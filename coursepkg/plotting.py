@@ -36,7 +36,7 @@ __all__ = [
 # Replaced in the built book; elsewhere near black on near white.
 INK, PAPER, GRID = "#1a1a1b", "#fefefe", "#cfcfd0"
 
-# Blue, vermilion and green of Okabe and Ito, and a purple that keeps apart from them for all eyes.
+#: Blue, vermilion and green of Okabe and Ito, and a purple that keeps apart from them for all eyes.
 COLORS = {
     "blue": "#0072b2",
     "orange": "#d55e00",
