@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 EXTRAS := plot,data,book,test
 CHECKED := coursepkg tools tests benchmarks book/_ext
 
+# nbval runs the notebooks as tools/build_book.py did: this checkout's package, one thread, no bars.
+AS_BUILT := PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 TQDM_DISABLE=1
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RUFF_CACHE_DIR := _build/ruff_cache
 
@@ -22,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo 'Python has no venv module here. On Debian or Ubuntu: apt-get install python3-venv'; exit 1; }
 	@echo 'Installing into $(VENV) (a minute or two, once) …'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 book: $(READY) ## build the book and say where it is
@@ -37,8 +40,8 @@ test: lint ## prove everything: style, types, units, statistics, doctests, the b
 	$(BIN)/pytest tests coursepkg --ignore=tests/book -m 'not slow' \
 	  -n 2 --dist loadfile --quiet --cov --cov-report=term
 	@$(MAKE) --no-print-directory book
-	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest --nbval -n 2 --dist loadfile --quiet -rs -p no:cacheprovider \
-	  tests/book $$($(BIN)/python tools/build_book.py --notebooks)
+	$(AS_BUILT) $(BIN)/pytest --nbval tests/book $$($(BIN)/python tools/build_book.py --notebooks) \
+	  -m 'not slow' -n 2 --dist loadfile --quiet -r s
 	@echo 'All tests passed: style, types, package, book, notebooks, browser.'
 
 test-slow: $(READY) ## run the tests that take longer

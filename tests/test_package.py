@@ -50,7 +50,7 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     assert modules | {"pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= names
-    assert not any("_build" in n or ".venv" in n for n in names)
+    assert not any({"_build", ".venv", "dist"} & set(Path(n).parts) for n in names)
 
 
 def test_wheel_works_in_a_clean_environment_outside_the_checkout(
