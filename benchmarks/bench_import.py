@@ -1,4 +1,4 @@
-"""How long `import coursepkg` takes, beside `import torch`, which it cannot go below."""
+"""How long our modules take to import, beside `import torch`, which they cannot go below."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from functools import partial
 from harness import Row, interleave, seconds, versions
 
 ROUNDS = 7
+STATEMENTS = {
+    "coursepkg": "from coursepkg import basis, bayes_linear, data, linear",
+    "torch": "import torch",
+}
 
 
 def measure() -> Iterator[Row]:
     """Start a fresh interpreter for each import."""
 
-    def start(module: str) -> float:
-        command = [sys.executable, "-c", f"import {module}"]
+    def start(statement: str) -> float:
+        command = [sys.executable, "-c", statement]
         return seconds(partial(subprocess.run, command, check=True))
 
-    found = interleave({name: partial(start, name) for name in ("coursepkg", "torch")}, ROUNDS)
+    turns = {name: partial(start, statement) for name, statement in STATEMENTS.items()}
+    found = interleave(turns, ROUNDS)
     for name, value in found.items():
         ratio = None if name == "coursepkg" else value / found["coursepkg"]
         yield Row("import", name, "s", value, ratio, f"median of {ROUNDS}", versions("torch"))

@@ -1,4 +1,4 @@
-"""The build stays within its budget of time: slow to test, since it builds the book from nothing."""
+"""The build stays within its budget of time. Slow: it builds the book from nothing."""
 
 from __future__ import annotations
 
