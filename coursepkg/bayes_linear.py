@@ -373,7 +373,7 @@ def predictive(
     return Predictive(
         mean=features @ weights.mean,
         noise_variance=features.new_full((len(features),), noise_scale**2),
-        # The diagonal of Phi S Phi^T as squared row norms: no points-by-points matrix is built.
+        # The diagonal of Phi S Phi^T as row norms: no points-by-points matrix.
         weight_variance=((features @ weights.scale_tril) ** 2).sum(dim=1),
     )
 

@@ -185,34 +185,21 @@ def _least_squares(
     """Solve ridge as least squares: [features; sqrt(penalty)] against [targets; 0]."""
     num_points, num_features = features.shape
     matrix = torch.cat([features, penalty.sqrt().diag()])
-    stacked_targets = torch.cat([targets, targets.new_zeros(num_features)])
-
-    column_norms = torch.linalg.vector_norm(matrix, dim=0)
-    if (column_norms == 0).any():
-        zeros = (column_norms == 0).nonzero().flatten().tolist()
-        raise ValueError(f"features must not have columns of zeros, got zeros in columns {zeros}")
-    # Powers of two: the scaling makes the rank test fair to every unit, and it rounds nothing.
-    units = torch.exp2(column_norms.log2().round())
+    right = torch.cat([targets, targets.new_zeros(num_features)])
+    units = _column_units(matrix)
     matrix = matrix / units
     q, r = torch.linalg.qr(matrix)
     _check_rank(r, num_points)
 
-    scaled = _solve_upper(r, q.T @ stacked_targets)
-    # One step of refinement wins back digits that the first solve lost to rounding.
-    scaled = scaled + _solve_upper(r, q.T @ (stacked_targets - matrix @ scaled))
+    scaled = _solve_upper(r, q.T @ right)
+    # One step of refinement wins back digits that the first solve lost.
+    scaled = scaled + _solve_upper(r, q.T @ (right - matrix @ scaled))
     residuals = targets - matrix[:num_points] @ scaled
 
-    # The fit is linear in the targets, w = B y with B = R^-1 Q1^T: under noise of one variance s^2
-    # the coefficients' covariance is s^2 B B^T. ||Q1||^2 is the trace of the hat matrix.
+    # The fit is linear in the targets, w = B y with B = R^-1 Q1^T. Noise of variance
+    # s^2 gives it the covariance s^2 B B^T; ||Q1||^2 is the trace of the hat matrix.
     q = q[:num_points]
-    degrees_left = num_points - float((q**2).sum())
-    if degrees_left < 1e-9 * num_points:
-        warnings.warn(
-            f"{num_points} points leave {num_features} coefficients no degree of freedom: "
-            "the residual scale and the standard errors are NaN",
-            stacklevel=3,
-        )
-        degrees_left = math.nan
+    degrees_left = _degrees_left(num_points, float((q**2).sum()))
     residual_scale = torch.sqrt((residuals**2).sum() / degrees_left)
     row_norms = torch.linalg.vector_norm(_solve_upper(r, q.T), dim=1)
     return LinearFit(
@@ -229,6 +216,32 @@ def _solve_upper(
     if right.ndim == 1:
         return torch.linalg.solve_triangular(r, right[:, None], upper=True)[:, 0]
     return torch.linalg.solve_triangular(r, right, upper=True)
+
+
+def _column_units(
+    matrix: Float[Tensor, "rows features"],
+) -> Float[Tensor, " features"]:
+    """The power of two nearest to each column's norm.
+
+    Dividing by it makes the rank test fair to every unit, and rounds nothing.
+    """
+    norms = torch.linalg.vector_norm(matrix, dim=0)
+    if (norms == 0).any():
+        zeros = (norms == 0).nonzero().flatten().tolist()
+        raise ValueError(f"features must not have columns of zeros, got zeros in columns {zeros}")
+    return torch.exp2(norms.log2().round())
+
+
+def _degrees_left(num_points: int, degrees_used: float) -> float:
+    """What the fit leaves to estimate the noise from; NaN where it leaves nothing."""
+    if num_points - degrees_used < 1e-9 * num_points:
+        warnings.warn(
+            f"{num_points} points leave this fit no degree of freedom: "
+            "the residual scale and the standard errors are NaN",
+            stacklevel=4,
+        )
+        return math.nan
+    return num_points - degrees_used
 
 
 def _check_rank(r: Float[Tensor, "features features"], num_points: int) -> None:
@@ -325,24 +338,27 @@ def fit_gradient(
     coefficients = features.new_zeros(features.shape[1]).requires_grad_()
     optimizer = make_optimizer([coefficients])
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"make_optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
+        got = type(optimizer).__name__
+        raise TypeError(f"make_optimizer must return a torch.optim.Optimizer, got {got}")
     losses = features.new_empty(num_steps)
     steps = range(num_steps)
-    for step in tqdm(steps, "gradient fit", delay=1, leave=False) if progress else steps:
+    bar = tqdm(steps, "gradient fit", delay=1, leave=False) if progress else steps
+    for step in bar:
         optimizer.zero_grad()
         loss = ((targets - features @ coefficients) ** 2).sum()
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
-        # Once a hundred steps is enough to stop a runaway early and costs next to nothing.
-        if (step % 100 == 0 or step == num_steps - 1) and not (
-            torch.isfinite(loss) and torch.isfinite(coefficients).all()
-        ):
-            raise RuntimeError(
-                f"the fit diverged: step {step} went from a loss of {loss.item():.3g} to "
-                f"coefficients up to {coefficients.abs().max().item():.3g}. "
-                "Lower the optimizer's learning rate, or scale the features"
-            )
+        # Once in a hundred steps stops a runaway early and costs next to nothing.
+        if step % 100 == 0 or step == num_steps - 1:
+            _check_finite(step, loss.detach(), coefficients.detach())
     return GradientFit(coefficients.detach(), losses)
+
+
+def _check_finite(step: int, loss: Float[Tensor, ""], coefficients: Float[Tensor, "..."]) -> None:
+    if not (torch.isfinite(loss) and torch.isfinite(coefficients).all()):
+        raise RuntimeError(
+            f"the fit diverged: step {step} went from a loss of {loss.item():.3g} to "
+            f"coefficients up to {coefficients.abs().max().item():.3g}. "
+            "Lower the optimizer's learning rate, or scale the features"
+        )

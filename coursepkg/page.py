@@ -28,7 +28,8 @@ def glue(**numbers: str) -> None:
     """Hand computed numbers to the prose, where ``{glue:text}`` puts them.
 
     Args:
-        **numbers: Text by name. Round it to digits that hold on another machine.
+        **numbers: Numbers as text, by name. Round to digits that hold on another machine. A
+            hyphen becomes a minus sign.
 
     Raises:
         TypeError: A value is not text: how to round is the author's decision.
@@ -41,10 +42,11 @@ def glue(**numbers: str) -> None:
             raise TypeError(
                 f"{name} must be text, got {type(text).__name__}; round it, f'{{x:.2f}}'"
             )
-        # MyST-NB reads this record; a notebook does not know its kind and shows nothing.
+        # MyST-NB reads this record; a notebook does not know its kind and shows nothing. The record
+        # is the text's repr, or "0.50" would be taken for the number 0.5.
         prefix = "application/papermill.record/"
         publish_display_data(
-            {f"{prefix}text/plain": text},
+            {f"{prefix}text/plain": repr(text.replace("-", "\N{MINUS SIGN}"))},
             metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
         )
 

@@ -212,8 +212,8 @@ def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive) -> Axes
         )
     mean = _numpy(prediction.mean)
     for variance, alpha, label in (
-        (prediction.variance, 0.18, "2 sd, new observation"),
-        (prediction.weight_variance, 0.32, "2 sd, function"),
+        (prediction.variance, 0.25, "2 sd, new observation"),
+        (prediction.weight_variance, 0.4, "2 sd, function"),
     ):
         width = 2 * _numpy(variance.sqrt())
         ax.fill_between(

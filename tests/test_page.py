@@ -92,9 +92,9 @@ def test_glue_publishes_a_record_that_a_notebook_does_not_show(monkeypatch):
     monkeypatch.setattr(
         display, "publish_display_data", lambda data, metadata: records.append((data, metadata))
     )
-    page.glue(slope="0.33")
+    page.glue(slope="-0.50")
     ((data, metadata),) = records
-    assert data == {"application/papermill.record/text/plain": "0.33"}
+    assert data == {"application/papermill.record/text/plain": "'\N{MINUS SIGN}0.50'"}
     assert metadata["scrapbook"]["name"] == "slope"
 
 
