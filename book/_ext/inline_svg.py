@@ -25,9 +25,8 @@ SENTINEL = re.compile("|".join(SENTINELS), re.IGNORECASE)
 TAG = re.compile(r"<[a-z][^<>]*#[^<>]*>", re.IGNORECASE)  # code that names a color stays as it is
 SVG = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
 # What matplotlib writes for a stand-alone file. Its style rule has the selector `*`, which in a
-# page would apply to every icon: the same two properties on the root element are inherited.
+# page would apply to every icon; course.css sets the same properties for figures only.
 FILE_ONLY = re.compile(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", re.DOTALL)
-LINE_STYLE = "stroke-linejoin:round;stroke-linecap:butt"
 REFERENCE = re.compile(r'(href="#|url\(#)([^")]+)')
 ID = re.compile(r'\sid="([^"]*)"')
 
@@ -36,9 +35,8 @@ def inline(svg: str, alt: str) -> str:
     """Turn an SVG file into an element of a page, with its description."""
     size = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg)
     wide = size is not None and float(size[1]) > 2 * float(size[2])
-    element = FILE_ONLY.sub("", svg[svg.index("<svg") :])
-    opening = f'<svg role="img" aria-label="{html.escape(alt)}" style="{LINE_STYLE}"'
-    figure = opening + element.removeprefix("<svg")
+    element = svg[svg.index("<svg") :].removeprefix("<svg")
+    figure = f'<svg role="img" aria-label="{html.escape(alt)}"{element}'
     return f'<div class="cell-figure{" wide" if wide else ""}">{figure}</div>'
 
 
@@ -64,8 +62,9 @@ class InlineFigures(SphinxPostTransform):
                 image.replace_self(nodes.raw("", figure, format="html"))
 
 
-def unique_ids(svg: str, prefix: str) -> str:
-    """Drop the ids that nothing refers to, and make the others this figure's own."""
+def part_of_a_page(svg: str, prefix: str) -> str:
+    """Drop what only a file needs and unused ids, and make the other ids the figure's own."""
+    svg = FILE_ONLY.sub("", svg)
     used = {name for _, name in REFERENCE.findall(svg)}
     svg = ID.sub(lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
     return REFERENCE.sub(lambda m: f"{m[1]}{prefix}{m[2]}", svg)
@@ -82,7 +81,7 @@ def finish_page(
     """Color the figures of a page, also those that cells printed as HTML."""
     if "body" in context:
         count = itertools.count()
-        body = SVG.sub(lambda m: unique_ids(m[0], f"svg{next(count)}-"), context["body"])
+        body = SVG.sub(lambda m: part_of_a_page(m[0], f"svg{next(count)}-"), context["body"])
         context["body"] = TAG.sub(page_colors, body)
 
 

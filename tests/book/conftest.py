@@ -28,10 +28,31 @@ from coursepkg import answer
 ```{code-cell} ipython3
 print("the answer is", answer.value())
 ```
+
+```{code-cell} ipython3
+:mystnb: {image: {alt: A bar as long as the answer.}}
+answer.Bar()
+```
 """
 PAGE_ROOT = "# A small book\n\nWith one chapter.\n"
 TOC = "format: jb-book\nroot: book/intro\nchapters:\n  - file: book/small\n"
-MODULE = '"""An answer."""\n\n\ndef value():\n    """The answer."""\n    return {value!r}\n'
+MODULE = '''"""An answer."""
+
+
+def value():
+    """The answer."""
+    return {value!r}
+
+
+class Bar:
+    """The answer as a figure."""
+
+    def __repr__(self):
+        return "Bar()"
+
+    def _repr_svg_(self):
+        return f"<svg viewBox='0 0 100 1'><path d='M0 0h{{value()}}'/></svg>"
+'''
 
 
 class SmallBook:

@@ -41,9 +41,11 @@ def test_a_changed_package_changes_the_page_and_a_drift_is_seen(
     drift = run_nbval(small_book.root)
     assert drift.returncode == 1, drift.stdout
     assert "the answer is 42" in drift.stdout
+    assert "M0 0h42" in drift.stdout, "a figure that differs was not seen"
 
     small_book.build()
     assert "the answer is 42" in small_book.page()
+    assert "M0 0h42" in small_book.page()
     assert "the answer is 41" not in small_book.page()
     assert not stale.exists(), "a file of an earlier build was published"
     assert run_nbval(small_book.root).returncode == 0
@@ -61,7 +63,7 @@ def test_a_failing_cell_is_named_with_chapter_and_error(small_book) -> None:
     with pytest.raises(build_book.BuildError) as caught:
         small_book.build()
     report = str(caught.value)
-    assert "book/small.md: code cell 3 of 3 failed" in report
+    assert "book/small.md: code cell 4 of 4 failed" in report
     assert "1 / len([])" in report
     assert "ZeroDivisionError: division by zero" in report
     assert not build_book.is_current(small_book.root)

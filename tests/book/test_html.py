@@ -73,6 +73,7 @@ def test_figures_take_the_colors_of_the_page(book: list[Path]) -> None:
     for page in book:
         for svg in soup(page).select("article svg"):
             assert not re.search("#fefefe|#1a1a1b|#cfcfd0", str(svg), re.I), page
+            assert svg.find("style") is None, f"{page}: a figure's style rule would rule the page"
 
 
 def test_internal_links_and_anchors_resolve(book: list[Path]) -> None:
