@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, for which an int may stand where a float may."""
+"""The run-time type checker of the tests: beartype, where an int may stand for a float."""
 
 from beartype import BeartypeConf, beartype
 
