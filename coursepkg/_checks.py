@@ -7,6 +7,7 @@ in double precision, also where the caller's data are float32.
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 
 import torch
@@ -105,8 +106,11 @@ def scalar(name: str, value: float | Tensor) -> float:
             else f"{type(value).__name__} {value!r}"
         )
         raise TypeError(f"{name} must be a real number, got {what}")
-    number = float(value)
-    if not -float("inf") < number < float("inf"):
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the floats
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
 

@@ -18,12 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from coursepkg import _checks
+from coursepkg import _checks, _qr
 
 __all__ = ["GradientFit", "LinearFit", "fit_gradient", "fit_ols", "fit_ridge"]
-
-# Beyond this condition number of the scaled features fewer than about four digits are left.
-_NEARLY_COLLINEAR = 1e12
 
 
 class LinearFit(NamedTuple):
@@ -110,7 +107,8 @@ def fit_ols(
             targets do not vary, so that R squared is NaN.
 
     Source:
-        Golub and Van Loan (2013), Matrix Computations, 4th edition, section 5.3.
+        Golub and Van Loan (2013), Matrix Computations, 4th edition, section 5.3; the refinement
+        from Björck (1967), "Iterative refinement of linear least squares solutions I", BIT 7.
 
     Example:
         >>> from coursepkg import basis
@@ -186,14 +184,13 @@ def _least_squares(
     num_points, num_features = features.shape
     matrix = torch.cat([features, penalty.sqrt().diag()])
     right = torch.cat([targets, targets.new_zeros(num_features)])
-    units = _column_units(matrix)
+    units = _qr.column_units(matrix)
     matrix = matrix / units
     q, r = torch.linalg.qr(matrix)
-    _check_rank(r, num_points)
+    _qr.check_rank(r, num_points)
 
-    scaled = _solve_upper(r, q.T @ right)
-    # One step of refinement wins back digits that the first solve lost.
-    scaled = scaled + _solve_upper(r, q.T @ (right - matrix @ scaled))
+    scaled = _qr.solve_upper(r, q.T @ right)
+    scaled = scaled + _qr.correction(matrix, right, q, r, scaled)
     residuals = targets - matrix[:num_points] @ scaled
 
     # The fit is linear in the targets, w = B y with B = R^-1 Q1^T. Noise of variance
@@ -201,7 +198,7 @@ def _least_squares(
     q = q[:num_points]
     degrees_left = _degrees_left(num_points, float((q**2).sum()))
     residual_scale = torch.sqrt((residuals**2).sum() / degrees_left)
-    row_norms = torch.linalg.vector_norm(_solve_upper(r, q.T), dim=1)
+    row_norms = torch.linalg.vector_norm(_qr.solve_upper(r, q.T), dim=1)
     return LinearFit(
         coefficients=scaled / units,
         standard_errors=residual_scale * row_norms / units,
@@ -210,60 +207,16 @@ def _least_squares(
     )
 
 
-def _solve_upper(
-    r: Float[Tensor, "features features"], right: Float[Tensor, "features *columns"]
-) -> Float[Tensor, "features *columns"]:
-    if right.ndim == 1:
-        return torch.linalg.solve_triangular(r, right[:, None], upper=True)[:, 0]
-    return torch.linalg.solve_triangular(r, right, upper=True)
-
-
-def _column_units(
-    matrix: Float[Tensor, "rows features"],
-) -> Float[Tensor, " features"]:
-    """The power of two nearest to each column's norm.
-
-    Dividing by it makes the rank test fair to every unit, and rounds nothing.
-    """
-    norms = torch.linalg.vector_norm(matrix, dim=0)
-    if (norms == 0).any():
-        zeros = (norms == 0).nonzero().flatten().tolist()
-        raise ValueError(f"features must not have columns of zeros, got zeros in columns {zeros}")
-    return torch.exp2(norms.log2().round())
-
-
 def _degrees_left(num_points: int, degrees_used: float) -> float:
     """What the fit leaves to estimate the noise from; NaN where it leaves nothing."""
     if num_points - degrees_used < 1e-9 * num_points:
         warnings.warn(
-            f"{num_points} points leave this fit no degree of freedom: "
+            f"the fit leaves no degree of freedom (number of points: {num_points}): "
             "the residual scale and the standard errors are NaN",
             stacklevel=4,
         )
         return math.nan
     return num_points - degrees_used
-
-
-def _check_rank(r: Float[Tensor, "features features"], num_points: int) -> None:
-    """Refuse dependent columns, by name; warn where they are nearly so."""
-    _, singular_values, directions = torch.linalg.svd(r)
-    rounding = torch.finfo(r.dtype).eps * max(num_points, len(r))
-    ratio = float(singular_values[-1] / singular_values[0])
-    if ratio <= rounding:
-        # The direction that the features do not see names the columns that cancel one another.
-        columns = (directions[-1].abs() > 1e-6).nonzero().flatten().tolist()
-        points = f"{num_points} point{'s' if num_points != 1 else ''}"
-        raise ValueError(
-            f"features must have linearly independent columns, but columns {columns} depend on one "
-            f"another on these {points}. Drop columns, add points, or use fit_ridge with a "
-            "positive penalty"
-        )
-    if ratio * _NEARLY_COLLINEAR < 1:
-        warnings.warn(
-            f"features are nearly collinear (condition number {1 / ratio:.0e} after scaling): "
-            f"trust about {max(0, int(-math.log10(rounding / ratio)))} digits of the coefficients",
-            stacklevel=4,
-        )
 
 
 def _r_squared(

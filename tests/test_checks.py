@@ -178,6 +178,11 @@ def test_scalar_wants_a_finite_number(
         check("speed", value)
 
 
+def test_scalar_counts_a_whole_number_beyond_the_floats_as_infinite(kind_error: Any) -> None:
+    with kind_error(ValueError, "speed must be finite", "got inf"):
+        _checks.scalar("speed", 10**400)
+
+
 @pytest.mark.parametrize("value", [3, np.int32(3)])
 @pytest.mark.usefixtures("as_a_user")
 def test_count_takes_the_minimum_itself(value: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
+import IPython
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -95,6 +97,25 @@ def test_use_style_makes_equal_figures_equal_files():
         assert mpl.rcParams["figure.facecolor"] == plotting.PAPER
         assert mpl.rcParams["text.color"] == plotting.INK
         assert mpl.rcParams["svg.hashsalt"]
+
+
+def test_use_style_asks_a_notebook_for_svg_and_needs_none(monkeypatch):
+    """Without a running notebook nothing is set; without IPython nothing fails."""
+    from matplotlib_inline import backend_inline
+
+    asked = []
+    monkeypatch.setattr(
+        backend_inline, "set_matplotlib_formats", lambda *args, **kwargs: asked.append(args)
+    )
+    with mpl.rc_context():
+        plotting.use_style()
+        assert not asked
+        monkeypatch.setattr(IPython, "get_ipython", lambda: "a running notebook")
+        plotting.use_style()
+        assert asked == [("svg",)]
+        monkeypatch.setitem(sys.modules, "IPython", None)
+        plotting.use_style()
+        assert asked == [("svg",)]
 
 
 def test_points_draws_dots_with_bars_of_two_sd(ax):
