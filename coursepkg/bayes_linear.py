@@ -7,9 +7,9 @@ on the weights :math:`w`. Everything follows from one least-squares problem in *
 .. math::
     \min_z \; \lVert (y - \Phi m_0) / \sigma - (\Phi L_0 / \sigma) z \rVert^2 + \lVert z \rVert^2 .
 
-Its solution is the posterior mean, its triangular factor :math:`R` is the Cholesky factor of the
-posterior precision (found by QR, without squaring the condition number), and its minimum together
-with :math:`\det R` is the evidence.
+Its solution is the posterior mean of :math:`z`, its triangular factor :math:`R` the Cholesky factor
+of the posterior precision of :math:`z` (found by QR, without squaring the condition number), and
+its minimum together with :math:`\det R` gives the evidence.
 
 Source:
     Bishop (2006), Pattern Recognition and Machine Learning, sections 3.3 to 3.5.
@@ -218,7 +218,7 @@ def _solve(
 def _check_columns(features: Tensor, weights: GaussianWeights) -> None:
     if features.shape[1] != len(weights.mean):
         raise ValueError(
-            f"features must have one column a weight ({len(weights.mean)}), "
+            f"features must have one column per weight ({len(weights.mean)}), "
             f"got shape {tuple(features.shape)}"
         )
 
@@ -354,7 +354,7 @@ def predictive(
     Raises:
         TypeError: ``features`` is not a floating-point tensor, ``weights`` is not
             :class:`GaussianWeights`, or ``noise_scale`` is not a real number.
-        ValueError: ``features`` does not have one column a weight, is empty or not finite, or
+        ValueError: ``features`` does not have one column per weight, is empty or not finite, or
             ``noise_scale`` is not positive.
 
     Source:

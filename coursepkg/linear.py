@@ -1,9 +1,9 @@
 r"""Linear regression: least squares, ridge, and the same fit by gradient descent.
 
-The model is :math:`y = \Phi w + \epsilon` with a design matrix :math:`\Phi` of one row a point and
-one column a feature (see :mod:`coursepkg.basis`). The closed forms are solved by QR, which keeps
-twice the digits of the normal equations :math:`(\Phi^\top \Phi)^{-1} \Phi^\top y`, and in float64
-whatever the inputs' precision.
+The model is :math:`y = \Phi w + \epsilon` with a design matrix :math:`\Phi` of one row per point
+and one column per feature (see :mod:`coursepkg.basis`). The closed forms are solved by QR,
+which does not square the condition number as the normal equations
+:math:`\Phi^\top \Phi w = \Phi^\top y` do, and in float64 whatever the inputs' precision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LinearFit(NamedTuple):
     """A fitted linear model.
 
     Attributes:
-        coefficients: One a feature, shape ``(features,)``.
+        coefficients: One per feature, shape ``(features,)``.
         standard_errors: Standard deviation of each coefficient over repeated noise, in the
             coefficient's unit, shape ``(features,)``. For ridge the bias is not in it.
         residual_scale: Estimated standard deviation of the noise, in the unit of the targets.
@@ -51,12 +51,12 @@ class LinearFit(NamedTuple):
 
         Raises:
             TypeError: ``features`` is not a floating-point tensor.
-            ValueError: It does not have one column a coefficient, is empty or not finite.
+            ValueError: It does not have one column per coefficient, is empty or not finite.
         """
         features = _checks.array("features", features, ndim=2)
         if features.shape[1] != len(self.coefficients):
             raise ValueError(
-                f"features must have {len(self.coefficients)} columns, one a coefficient, "
+                f"features must have {len(self.coefficients)} columns, one per coefficient, "
                 f"got shape {tuple(features.shape)}"
             )
         return features @ self.coefficients
@@ -135,7 +135,7 @@ def fit_ridge(
     Args:
         features: Design matrix :math:`\Phi`, shape ``(points, features)``.
         targets: :math:`y`, shape ``(points,)``.
-        penalty: :math:`\lambda \ge 0`, one for all coefficients or one a coefficient, shape
+        penalty: :math:`\lambda \ge 0`, one for all coefficients or one per coefficient, shape
             ``(features,)``; put 0 where the intercept stands to leave it free. Its unit is that of
             a squared feature.
 
@@ -166,7 +166,8 @@ def fit_ridge(
         penalty = _checks.array("penalty", penalty, ndim=1)
         if len(penalty) != num_features:
             raise ValueError(
-                f"penalty must be one number or one a feature ({num_features}), got {len(penalty)}"
+                f"penalty must be one number, or one per feature ({num_features}), "
+                f"got {len(penalty)}"
             )
     else:
         penalty = targets.new_full((num_features,), _checks.scalar("penalty", penalty))

@@ -62,10 +62,12 @@ def check(answer: Any, is_right: Callable[[Any], bool], hint: str) -> None:
     """
     if answer is ...:
         print("No answer yet: replace the dots.")
-    elif is_right(answer):
-        print("Right.")
-    else:
-        print(f"Not yet. Hint: {hint}.")
+        return
+    try:
+        right = bool(is_right(answer))
+    except (TypeError, ValueError):  # an answer of another kind, such as text, is not right
+        right = False
+    print("Right." if right else f"Not yet. Hint: {hint}.")
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def frames(
 
     Args:
         sliders: The values of each slider, by label.
-        draw: Called as ``draw(ax, value, ...)`` with one value a slider; draws on axes that have
+        draw: Called as ``draw(ax, value, ...)`` with one value per slider; draws on axes that have
             the background's limits.
         describe: Called as ``describe(value, ...)``: says in words what the picture shows, its
             numbers included. It stands below the picture, and is all that some readers have.

@@ -161,7 +161,7 @@ def curves(
     color: str = "blue",
     label: str | None = None,
 ) -> Axes:
-    """Draw one function, or many faintly, one a row.
+    """Draw one function, or many faintly, one per row.
 
     Args:
         ax: Where to draw.
@@ -260,7 +260,7 @@ def weight_ellipses(ax: Axes, weights: GaussianWeights) -> Axes:
             )
         )
     ax.plot(*weights.mean.tolist(), "+", color=INK, markersize=9)
-    ax.set(xlabel="intercept $b$", ylabel="slope $w$")
+    ax.set(xlabel="intercept $w_0$", ylabel="slope $w_1$")
     return ax
 
 

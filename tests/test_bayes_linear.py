@@ -688,7 +688,7 @@ def test_bad_data_are_named(
         (PRIOR, 0.0, ValueError, ("noise_scale must be positive", "0.0")),
         (PRIOR, -1.0, ValueError, ("noise_scale must be positive", "-1.0")),
         (PRIOR, NAN, ValueError, ("noise_scale must be finite", "nan")),
-        (bl.normal_prior(2, 1.0), 1.0, ValueError, ("one column a weight (2)", "(1, 1)")),
+        (bl.normal_prior(2, 1.0), 1.0, ValueError, ("one column per weight (2)", "(1, 1)")),
     ],
 )
 def test_a_bad_prior_or_noise_is_named(
@@ -727,7 +727,7 @@ def test_a_bad_prior_or_noise_is_named(
         (
             lambda: bl.predictive(torch.ones(1, 2), PRIOR, 1.0),
             ValueError,
-            ("one column a weight (1)", "(1, 2)"),
+            ("one column per weight (1)", "(1, 2)"),
         ),
         (lambda: bl.predictive(ONE, PRIOR, 1.0), ValueError, ("features", "2 dimensions", "(1,)")),
         (lambda: bl.predictive(UNIT[:0], PRIOR, 1.0), ValueError, ("features must not be empty",)),

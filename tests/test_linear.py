@@ -498,7 +498,7 @@ def test_bad_data_are_named(
         ),
         (lambda: linear.fit_ridge(F2, T2, NAN), ValueError, ("penalty must be finite", "nan")),
         (lambda: linear.fit_ridge(F2, T2, T2 / 0), ValueError, ("penalty must be finite",)),
-        (lambda: linear.fit_ridge(F2, T2, T2), ValueError, ("penalty", "one a feature (1)", "2")),
+        (lambda: linear.fit_ridge(F2, T2, T2), ValueError, ("penalty", "one per feature (1)", "2")),
         (lambda: linear.fit_ridge(F2, T2, F2), ValueError, ("penalty", "1 dimension", "(2, 1)")),
         (lambda: FIT.predict([1.0]), TypeError, ("features must be", "list")),
         (lambda: FIT.predict(F2), ValueError, ("features", "2 columns", "(2, 1)")),

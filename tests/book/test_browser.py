@@ -60,7 +60,14 @@ def watch(page: Page, address: str) -> list[str]:
     problems: list[str] = []
     page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+    # Aborted is what the icon's request ends in when we leave a page before it has come. A file
+    # that is missing is not aborted: it has a status, see below.
+    page.on(
+        "requestfailed",
+        lambda request: (
+            request.failure != "net::ERR_ABORTED" and problems.append(f"failed: {request.url}")
+        ),
+    )
     page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status}: {r.url}"))
 
     def elsewhere(url: str) -> None:
