@@ -10,6 +10,7 @@ import hashlib
 import html
 import io
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ def glue(**numbers: str) -> None:
 
     Args:
         **numbers: Numbers as text, by name. Round to digits that hold on another machine. A
-            hyphen becomes a minus sign.
+            hyphen before a digit becomes a minus sign.
 
     Raises:
         TypeError: A value is not text: how to round is the author's decision.
@@ -46,7 +47,7 @@ def glue(**numbers: str) -> None:
         # is the text's repr, or "0.50" would be taken for the number 0.5.
         prefix = "application/papermill.record/"
         publish_display_data(
-            {f"{prefix}text/plain": repr(text.replace("-", "\N{MINUS SIGN}"))},
+            {f"{prefix}text/plain": repr(_with_minus_signs(text))},
             metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
         )
 
@@ -186,6 +187,7 @@ def frames(
     descriptions = {setting: describe(*setting) for setting in settings}
     if not all(isinstance(text, str) and text for text in descriptions.values()):
         raise TypeError("describe must return in words what the picture shows")
+    descriptions = {setting: _with_minus_signs(text) for setting, text in descriptions.items()}
 
     size = (6.0, 3.8)
     base, base_ax = plt.subplots(figsize=size)
@@ -200,6 +202,10 @@ def frames(
         draw(ax, *setting)
         pictures[setting] = _svg(figure)
     return Frames(sliders, caption, tuple(start), descriptions, pictures, base_svg)
+
+
+def _with_minus_signs(text: str) -> str:
+    return re.sub(r"-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _svg(figure: Figure) -> str:

@@ -18,7 +18,7 @@ def make_frames(**changes):
     arguments = {
         "sliders": SLIDERS,
         "draw": lambda ax, noise, scale: ax.plot([noise], [scale], "o"),
-        "describe": lambda noise, scale: f"a dot at <{noise:g}, {scale:g}>",
+        "describe": lambda noise, scale: f"a two-part dot at <{noise:g}, {scale:g}>, not -1",
         "background": lambda ax: ax.set(xlim=(0, 3), ylim=(0, 6), xlabel="noise"),
         "caption": "Dots & settings",
         "start": [1, 5],
@@ -42,14 +42,14 @@ def test_frames_shows_one_picture_before_scripts_run(figure):
     shown = [picture for picture in pictures if not picture.has_attr("hidden")]
     assert [picture["data-value"] for picture in shown] == ["1, 5"]
     assert soup.select_one(".frames-control").has_attr("hidden")
-    assert soup.select_one(".frames-text").text == "a dot at <1, 5>"
+    assert soup.select_one(".frames-text").text == "a two-part dot at <1, 5>, not −1"
     assert soup.figcaption.text == "Dots & settings"
 
 
 def test_frames_describes_each_picture_to_those_who_cannot_see_it(figure):
     soup = BeautifulSoup(figure._repr_html_(), "html.parser")
     labels = {picture["data-value"]: picture["aria-label"] for picture in soup.select(".frame")}
-    assert labels["0.5, 1"] == "a dot at <0.5, 1>"
+    assert labels["0.5, 1"] == "a two-part dot at <0.5, 1>, not −1"
     assert len(set(labels.values())) == 6
 
 
