@@ -138,3 +138,16 @@ def test_the_reference_links_to_source_lines(html: Path) -> None:
     for signature in objects:
         source = signature.select_one("a.reference.internal[href*='_modules/']")
         assert source is not None, signature.text
+
+
+def test_the_status_page_lists_each_chapter_and_its_time(html: Path) -> None:
+    rows = [
+        [cell.text.strip() for cell in row.select("td")]
+        for table in soup(html / "book" / "status.html").select("table")
+        for row in table.select("tbody tr")
+    ]
+    chapters = {row[0]: row[3:] for row in rows if len(row) == 5}
+    assert "Bayesian linear regression" in chapters
+    for seconds, verdict in chapters.values():
+        assert float(seconds) > 0
+        assert verdict == "ran"
