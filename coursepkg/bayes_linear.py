@@ -263,8 +263,9 @@ def posterior(
         tensor([1.0000], dtype=torch.float64)
     """
     solved = _solve(features, targets, prior, noise_scale)
-    mean = prior.mean + prior.scale_tril @ solved.solution
-    root = torch.linalg.solve_triangular(solved.r, prior.scale_tril, upper=True, left=False)
+    factor = prior.scale_tril
+    mean = prior.mean + factor @ solved.solution
+    root = torch.linalg.solve_triangular(solved.r, factor, upper=True, left=False)
     return GaussianWeights._from_root(mean, root)
 
 
