@@ -62,16 +62,20 @@ class DataSet:
 
 def _noisy(
     name: str,
-    x: np.ndarray,
     function: Callable[[Tensor], Tensor],
+    inputs: Callable[[np.random.RandomState, int], np.ndarray],
+    num_points: int,
     noise_scale: float,
-    random: np.random.RandomState,
+    seed: int,
 ) -> DataSet:
-    """Add noise to a function's values at the points x (drawn or given) and sort by x."""
-    inputs = torch.from_numpy(x)
-    targets = function(inputs) + noise_scale * torch.from_numpy(random.randn(len(x)))
-    order = inputs.argsort()
-    return DataSet(name, inputs[order], targets[order], function, noise_scale)
+    """Check a synthetic set's arguments, take its inputs, add noise, and sort by x."""
+    num_points = _checks.count("num_points", num_points, minimum=1)
+    noise_scale = _checks.positive("noise_scale", noise_scale)
+    random = np.random.RandomState(_checks.count("seed", seed, minimum=0))
+    x = torch.from_numpy(inputs(random, num_points))
+    y = function(x) + noise_scale * torch.from_numpy(random.randn(num_points))
+    order = x.argsort()
+    return DataSet(name, x[order], y[order], function, noise_scale)
 
 
 def sine_sensor(num_points: int = 20, noise_scale: float = 0.1, *, seed: int = 42) -> DataSet:
@@ -98,11 +102,14 @@ def sine_sensor(num_points: int = 20, noise_scale: float = 0.1, *, seed: int = 4
         >>> sine_sensor().x[:2]
         tensor([-2.8765, -2.6515], dtype=torch.float64)
     """
-    num_points = _checks.count("num_points", num_points, minimum=1)
-    noise_scale = _checks.positive("noise_scale", noise_scale)
-    random = np.random.RandomState(_checks.count("seed", seed, minimum=0))
-    x = random.uniform(-3, 3, num_points)
-    return _noisy("sine sensor", x, torch.sin, noise_scale, random)
+    return _noisy(
+        "sine sensor",
+        torch.sin,
+        lambda random, count: random.uniform(-3, 3, count),
+        num_points,
+        noise_scale,
+        seed,
+    )
 
 
 def _growing_wave(x: Tensor) -> Tensor:
@@ -133,10 +140,14 @@ def growing_wave(num_points: int = 100, noise_scale: float = 0.1, *, seed: int =
         >>> len(growing_wave(num_points=12).y)
         12
     """
-    num_points = _checks.count("num_points", num_points, minimum=1)
-    noise_scale = _checks.positive("noise_scale", noise_scale)
-    random = np.random.RandomState(_checks.count("seed", seed, minimum=0))
-    return _noisy("growing wave", np.linspace(0, 1, num_points), _growing_wave, noise_scale, random)
+    return _noisy(
+        "growing wave",
+        _growing_wave,
+        lambda _, count: np.linspace(0, 1, count),
+        num_points,
+        noise_scale,
+        seed,
+    )
 
 
 def diabetes() -> DataSet:
