@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RUFF_CACHE_DIR := _build/ruff_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-slow lint serve bench screenshots clean
+.PHONY: help book test test-slow lint serve publish bench screenshots clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test-slow: $(READY) ## run the tests that take longer
 
 serve: book ## show the book at a local address
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+publish: book ## commit the built book to the branch gh-pages and push it
+	@$(BIN)/python tools/publish.py
 
 bench: $(READY) ## measure, and write _build/bench.json
 	@$(BIN)/python benchmarks/run.py

@@ -17,13 +17,16 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
+import editions
 import nbformat
 import yaml
 from jupyter_cache import get_cache
@@ -32,9 +35,13 @@ from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
 from myst_nb.core.read import is_myst_markdown_notebook, myst_nb_reader_plugin
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
-from package_hash import cache_path, digest
+from package_hash import cache_path, digest, wheel_version
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from publication import publication
 
 CELL_TIMEOUT = 120  # seconds; a chapter has 15, a machine may be slow
+MAKERS_EXTRAS = {"book", "test", "bench"}  # of these no chapter needs one
 
 
 class BuildError(Exception):
@@ -70,8 +77,9 @@ def inputs_hash(root: Path) -> str:
     """Hash all that the pages are made from."""
     folders = [p for name in ("book", "coursepkg", "tools") for p in root.glob(f"{name}/**/*")]
     files = [p for p in folders if p.is_file() and "__pycache__" not in p.parts]
-    tops = [root / name for name in ("_config.yml", "_toc.yml", "constraints.txt")]
-    return f"{digest(files + tops, root)} Python {platform.python_version()}"
+    names = ("_config.yml", "_toc.yml", "constraints.txt", "pyproject.toml", "README.md")
+    inputs = digest(files + [root / name for name in names], root)
+    return f"{inputs} Python {platform.python_version()} {publication(root)}"
 
 
 def is_current(root: Path) -> bool:
@@ -85,16 +93,33 @@ def prepare_worker(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def execute(path: Path) -> tuple[NotebookNode, ExecutionResult]:
-    """Run one notebook in its folder, in a process of its own."""
+def execute(path: Path) -> tuple[NotebookNode, ExecutionResult, set[str]]:
+    """Run one notebook in its folder, in a process of its own; say which modules it loaded."""
     notebook = myst_nb_reader_plugin(str(path))
-    return notebook, single_nb_execution(
+    question = "import sys\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    notebook.cells.append(nbformat.v4.new_code_cell(question))
+    result = single_nb_execution(
         notebook,
         cwd=str(path.parent),
         timeout=CELL_TIMEOUT,
         allow_errors=False,
         extra_arguments=["--log-level=ERROR"],
     )
+    answer = notebook.cells.pop().outputs
+    return notebook, result, set(answer[0].text.split()) if answer else set()
+
+
+def needed_extras(root: Path, modules: list[str]) -> list[str]:
+    """List the extras of the package that bring modules which a chapter has loaded."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    owners = packages_distributions()
+    used = {canonicalize_name(owner) for name in modules for owner in owners.get(name, [])}
+    return [
+        extra
+        for extra, requirements in project["optional-dependencies"].items()
+        if extra not in MAKERS_EXTRAS
+        and used & {canonicalize_name(Requirement(line).name) for line in requirements}
+    ]
 
 
 def failure(root: Path, path: Path, result: ExecutionResult) -> str:
@@ -152,7 +177,7 @@ def run_notebooks(root: Path, workers: int, environment: dict[str, str]) -> None
             path = futures[future]
             name = path.relative_to(root)
             try:
-                notebook, result = future.result()
+                notebook, result, modules = future.result()
             except DeadKernelError as died:
                 failures.append(f"{name}: {died} (out of memory?)")
                 continue
@@ -161,7 +186,8 @@ def run_notebooks(root: Path, workers: int, environment: dict[str, str]) -> None
             if result.err:
                 failures.append(failure(root, path, result))
                 continue
-            bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
+            facts = {"execution_seconds": result.time, "modules": sorted(modules)}
+            bundle = CacheBundleIn(notebook, str(path), data=facts)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     if failures:
         raise BuildError("\n\n".join(failures))
@@ -172,16 +198,25 @@ def run_notebooks(root: Path, workers: int, environment: dict[str, str]) -> None
 
 
 def write_notebooks(root: Path) -> None:
-    """Store the notebooks with the outputs that the pages show.
+    """Store the notebooks with the outputs that the pages show, and make the editions of them.
 
     myst-nb writes them too, but without outputs where these came from the cache, and nbval would
     then compare nothing.
     """
     cache = get_cache(str(cache_path(root)))
-    for source, target in zip(chapters(root), published_notebooks(root), strict=True):
-        notebook = myst_nb_reader_plugin(str(source))
-        _, executed = cache.merge_match_into_notebook(notebook, cell_meta=())
+    found = []
+    for path, target in zip(chapters(root), published_notebooks(root), strict=True):
+        source = myst_nb_reader_plugin(str(path))
+        modules = cache.match_cache_notebook(source).data["modules"]
+        _, executed = cache.merge_match_into_notebook(source, cell_meta=())
         target.write_text(nbformat.writes(executed), encoding="utf-8")
+        page = path.relative_to(root).with_suffix(".html").as_posix()
+        found.append(editions.Chapter(path.stem, page, executed, needed_extras(root, modules)))
+    html = root / "_build" / "html"
+    try:
+        editions.write(root, html, found, publication(root), wheel_version(root))
+    except ValueError as problem:
+        raise BuildError(str(problem)) from problem
 
 
 def make_pages(root: Path, environment: dict[str, str]) -> None:

@@ -25,6 +25,18 @@ def package_hash(root: Path) -> str:
     return digest([*root.glob("coursepkg/**/*.py"), root / "constraints.txt"], root)
 
 
+def package_version(root: Path) -> str:
+    """Read the version from the source: an installed copy may be an older one."""
+    source = (root / "coursepkg" / "__init__.py").read_text(encoding="utf-8")
+    line = next(line for line in source.splitlines() if line.startswith("__version__"))
+    return line.split('"')[1]
+
+
+def wheel_version(root: Path) -> str:
+    """The version that the book's wheel bears: the release, and a hash of the very code."""
+    return f"{package_version(root)}+g{package_hash(root)[:12]}"
+
+
 def cache_path(root: Path) -> Path:
     """Where executed notebooks are kept for this state of the package."""
     return root / "_build" / "jupyter_cache" / package_hash(root)[:16]

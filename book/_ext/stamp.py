@@ -6,17 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 
-from package_hash import cache_path, package_hash
+from package_hash import cache_path, package_hash, package_version
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.typing import ExtensionMetadata
-
-
-def package_version(root: Path) -> str:
-    """Read the version from the source: an installed copy may be an older one."""
-    source = (root / "coursepkg" / "__init__.py").read_text(encoding="utf-8")
-    line = next(line for line in source.splitlines() if line.startswith("__version__"))
-    return line.split('"')[1]
 
 
 def configure(app: Sphinx, config: Config) -> None:

@@ -62,7 +62,8 @@ class SmallBook:
         self.root = root
         for folder in ("book/_ext", "book/_static", "book/_inventories"):
             shutil.copytree(ROOT / folder, root / folder)
-        for name in ("_config.yml", "constraints.txt"):
+        shutil.copytree(ROOT / "book" / "_templates", root / "book" / "_templates")
+        for name in ("_config.yml", "constraints.txt", "pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, root / name)
         (root / "_toc.yml").write_text(TOC)
         (root / "book" / "references.bib").write_text("")
@@ -87,8 +88,9 @@ class SmallBook:
 
 
 @pytest.fixture
-def small_book(tmp_path: Path) -> SmallBook:
-    """A fresh small book, not yet built."""
+def small_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallBook:
+    """A fresh small book, not yet built, whose repository nobody knows."""
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     return SmallBook(tmp_path)
 
 
