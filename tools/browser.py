@@ -10,7 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from playwright.sync_api import Browser, Playwright
+from playwright.sync_api import Browser, Page, Playwright
 
 WIDTHS = {1280: 900, 390: 844}  # viewport width and height: a laptop, a phone
 MODES = ("light", "dark")
@@ -63,3 +63,28 @@ def pages(folder: Path) -> list[str]:
     found = [path for path in folder.rglob("*.html") if "_static" not in path.parts]
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     return [name for name in names if name != "index.html"]
+
+
+def watch(page: Page, address: str) -> list[str]:
+    """Collect what goes wrong while a page loads."""
+    problems: list[str] = []
+
+    def note(wrong: bool, words: str) -> None:
+        if wrong:
+            problems.append(words)
+
+    page.on("console", lambda m: note(m.type in ("error", "warning"), m.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    # Aborted is what the icon's request ends in when we leave a page before it has come. A file
+    # that is missing is not aborted: it has a status, see below.
+    page.on("requestfailed", lambda r: note(r.failure != "net::ERR_ABORTED", f"failed: {r.url}"))
+    page.on("response", lambda r: note(r.status >= 400, f"{r.status}: {r.url}"))
+    here = (address, "data:", "blob:")
+    page.on("request", lambda r: note(not r.url.startswith(here), f"asks another host: {r.url}"))
+    return problems
+
+
+def show(page: Page, url: str) -> None:
+    """Load a page and wait until its mathematics is typeset."""
+    page.goto(url, wait_until="load")
+    page.evaluate("() => window.MathJax?.startup?.promise")

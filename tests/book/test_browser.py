@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import MODES, WIDTHS, executable, launch, pages, serve
-from playwright.sync_api import Browser, Page, sync_playwright
+from browser import MODES, WIDTHS, pages, show, watch
+from playwright.sync_api import Browser, Page
 
 CHECKS = """() => {
   const root = document.documentElement;
@@ -33,55 +31,6 @@ CHECKS = """() => {
       .filter((c) => c !== 'rgba(0, 0, 0, 0)'),
   };
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    if executable() is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs a browser: apt-get install chromium")
-        pytest.skip("no Chromium here, the pages are not tested in a browser")
-    with sync_playwright() as playwright:
-        browser = launch(playwright)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def address(html: Path) -> Iterator[str]:
-    """The book on a local port."""
-    with serve(html) as url:
-        yield url
-
-
-def watch(page: Page, address: str) -> list[str]:
-    """Collect what goes wrong while a page loads."""
-    problems: list[str] = []
-    page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    # Aborted is what the icon's request ends in when we leave a page before it has come. A file
-    # that is missing is not aborted: it has a status, see below.
-    page.on(
-        "requestfailed",
-        lambda request: (
-            request.failure != "net::ERR_ABORTED" and problems.append(f"failed: {request.url}")
-        ),
-    )
-    page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status}: {r.url}"))
-
-    def elsewhere(url: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
-            problems.append(f"asks another host: {url}")
-
-    page.on("request", lambda request: elsewhere(request.url))
-    return problems
-
-
-def show(page: Page, url: str) -> None:
-    """Load a page and wait until its mathematics is typeset."""
-    page.goto(url, wait_until="load")
-    page.evaluate("() => window.MathJax?.startup?.promise")
 
 
 @pytest.mark.parametrize("mode", MODES)
