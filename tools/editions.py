@@ -26,6 +26,7 @@ from markdownify import MarkdownConverter
 from nbformat import NotebookNode
 from publication import EDITIONS, OFFLINE, Publication
 
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # for Colab, for Jupyter
 FOLDED_TAGS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 FOLDED_TITLES = {"page.check(": "Check your answer", "page.glue(": "The numbers in the text"}
 MARK = re.compile("\ue000(\\w+)\ue000")  # a character that no text has
@@ -206,7 +207,7 @@ def code_cell(cell: NotebookNode, name: str) -> NotebookNode:
     made = nbformat.v4.new_code_cell(cell.source, id=name)
     if tags & FOLDED_TAGS:
         made.source = folded(cell.source)
-        made.metadata = {"cellView": "form", "jupyter": {"source_hidden": True}}
+        made.metadata |= FOLDED
     if "raises-exception" in tags:
         made.metadata["tags"] = ["raises-exception"]
     return made
@@ -226,7 +227,7 @@ def edition(kind: str, chapter: list[Block], install: str, about: str) -> Notebo
         install: The code of the first cell.
         about: What the notebook says of itself.
     """
-    first = nbformat.v4.new_code_cell(install, id="install", metadata={"cellView": "form"})
+    first = nbformat.v4.new_code_cell(install, id="install", metadata=FOLDED)
     about = f"{about} {EDITIONS[kind][1]}"
     cells = [first, nbformat.v4.new_markdown_cell(about, id="about")]
     collapsed = []
@@ -242,7 +243,7 @@ def edition(kind: str, chapter: list[Block], install: str, about: str) -> Notebo
         else:
             cell = nbformat.v4.new_markdown_cell(block.prose, id=name)
             if block.is_solution_title and kind in ("run", "executed"):
-                cell.metadata = {"heading_collapsed": True, "id": name}
+                cell.metadata = {"jp-MarkdownHeadingCollapsed": True, "id": name}
                 collapsed.append(name)
         cells.append(cell)
         if block.figures:

@@ -124,7 +124,7 @@ def test_code_comes_whole_and_solutions_where_they_belong(html: Path, chapter: s
         assert [c.source.startswith("#### Solution to Exercise") for c in titles] == [True] * len(
             solutions
         )
-        assert all(c.metadata.get("heading_collapsed", False) == folds for c in titles)
+        assert all(c.metadata.get("jp-MarkdownHeadingCollapsed", False) == folds for c in titles)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
