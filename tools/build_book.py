@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,16 @@ def execute(path: Path) -> tuple[NotebookNode, ExecutionResult, set[str]]:
     return notebook, result, set(answer[0].text.split()) if answer else set()
 
 
+@lru_cache
+def owners() -> Mapping[str, list[str]]:
+    """Which distributions bring a module."""
+    return packages_distributions()
+
+
 def needed_extras(root: Path, modules: list[str]) -> list[str]:
     """List the extras of the package that bring modules which a chapter has loaded."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    owners = packages_distributions()
-    used = {canonicalize_name(owner) for name in modules for owner in owners.get(name, [])}
+    used = {canonicalize_name(owner) for name in modules for owner in owners().get(name, [])}
     return [
         extra
         for extra, requirements in project["optional-dependencies"].items()

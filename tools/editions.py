@@ -93,6 +93,8 @@ def marked_page(html: str, page: str, base: str) -> tuple[str, list[Tag]]:
     Returns:
         The text with marks, and the elements of the cells.
     """
+    # What is drawn in the figures is the larger part of a page, and is not looked at here.
+    html = re.sub("(<svg[^>]*>).*?(?=</svg>)", r"\1", html, flags=re.DOTALL)
     soup = BeautifulSoup(html, "html.parser")
     article = soup.select_one("article.bd-article")
     assert article is not None
