@@ -29,6 +29,9 @@ from publication import EDITIONS, OFFLINE, Publication
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # for Colab, for Jupyter
 FOLDED_TAGS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 FOLDED_TITLES = {"page.check(": "Check your answer", "page.glue(": "The numbers in the text"}
+# From a disk a browser saves no file, it shows what is in it.
+DOWNLOAD = re.compile(rb'<li><a class="dropdown-item"[^>]* download=.*?</li>', re.DOTALL)
+ON_DISK = b'<li><span class="dropdown-item-text">Notebooks: in the folder notebooks</span></li>'
 MARK = re.compile("\ue000(\\w+)\ue000")  # a character that no text has
 
 
@@ -353,8 +356,10 @@ def write_offline(html: Path) -> None:
 
 Open index.html in a browser. Nothing is loaded from elsewhere.
 
-The notebooks are in notebooks/: run (solutions folded), student (none), solutions, executed.
-They need Python 3.11 or newer with Jupyter, and install the package themselves, from wheels/.
+The notebooks are in the folder notebooks: run (solutions folded), student (without solutions),
+solutions, executed (with outputs). They need Jupyter with Python 3.11 or newer. Their first cell
+installs the package from the folder wheels; what that needs besides, such as torch, comes from the
+network, once.
 """
     left_out = (OFFLINE, "404.html")
     files = sorted(p for p in html.rglob("*") if p.is_file() and p.name not in left_out)
@@ -362,8 +367,8 @@ They need Python 3.11 or newer with Jupyter, and install the package themselves,
         archive.writestr(_entry(top / "README.txt"), readme)
         for path in files:
             content = path.read_bytes()
-            if path.suffix == ".html":  # a page in the archive has no link to the archive
-                content = re.sub(rb"<li class=\"offline\">.*?</li>", b"", content, flags=re.DOTALL)
+            if path.suffix == ".html":
+                content = DOWNLOAD.sub(b"", DOWNLOAD.sub(ON_DISK, content, count=1))
             archive.writestr(_entry(top / path.relative_to(html)), content)
 
 

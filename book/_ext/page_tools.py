@@ -41,13 +41,7 @@ def add_menus(
                 }
                 for kind, (text, _) in downloads.items()
             ),
-            # The archive itself leaves this line out, by its class.
-            {
-                "text": "The whole book, offline",
-                "url": pathto(OFFLINE, 1),
-                "saved_as": OFFLINE,
-                "class": "offline",
-            },
+            {"text": "The whole book, offline", "url": pathto(OFFLINE, 1), "saved_as": OFFLINE},
         ],
         ("Improve this page", "fas fa-pencil-alt"): [
             {"text": "Edit this page", "url": published.edit(source) if source else ""},
