@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from textwrap import dedent
+from typing import Any
 
 from docutils import nodes
 from myst_nb.ext import execution_tables
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.util.typing import ExtensionMetadata
 from sphinx_codeautolink.extension.block import BUILTIN_BLOCKS, CodeBlockAnalyser
+
+PERMALINK = re.compile(r'<a class="headerlink" href="[^"]*" title="([^"]*)"')
 
 
 def depart_section(analyser: CodeBlockAnalyser, node: nodes.section) -> None:
@@ -45,6 +50,27 @@ def name_chapters(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 text.parent.replace(text, nodes.Text(title))
 
 
+def name_permalinks(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Give the links to headings, equations and terms a name: to a screen reader they are "#"."""
+    if "body" in context:
+        context["body"] = PERMALINK.sub(r'\g<0> aria-label="\1"', context["body"])
+
+
+def place_index(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Lead on from the index: Sphinx writes it over a page of the book, but not its neighbours."""
+    builder = app.builder
+    if page == "genindex" and isinstance(builder, StandaloneHTMLBuilder):
+        _, *neighbours = builder.relations.get(page, [None, None, None])
+        for side, other in zip(("prev", "next"), neighbours, strict=True):
+            if other:
+                title = builder.render_partial(app.env.titles[other])["title"]
+                context[side] = {"link": builder.get_relative_uri(page, other), "title": title}
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the extension."""
     app.setup_extension("sphinx_codeautolink")
@@ -54,4 +80,6 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     execution_tables._key2transform["succeeded"] = lambda ok: "ran" if ok else "failed"
     app.connect("doctree-resolved", drop_repeated_ids)
     app.connect("doctree-resolved", name_chapters)
+    app.connect("html-page-context", name_permalinks)
+    app.connect("html-page-context", place_index)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
