@@ -101,7 +101,7 @@ def marked_page(html: str, page: str, base: str) -> tuple[str, list[Tag]]:
     soup = BeautifulSoup(html, "html.parser")
     article = soup.select_one("article.bd-article")
     assert article is not None
-    for useless in article.select("a.headerlink, script, .tooltip"):
+    for useless in article.select("a.headerlink, script, .tip"):
         useless.decompose()
     for link in article.select("a[href]"):
         link.attrs = {"href": link["href"]}
