@@ -22,7 +22,7 @@ BODY = """\
 <h1>{title}</h1>
 <p>The book has no page at this address. Perhaps it has moved, or a letter of the address is wrong.
 Search for what you were after:</p>
-<div><form class="bd-search d-flex align-items-center" action="search.html" role="search">
+<div><form class="bd-search d-flex align-items-center" action="search.html">
 <i class="fa-solid fa-magnifying-glass"></i>
 <input type="search" class="form-control" name="q" placeholder="{label}" aria-label="{label}">
 </form></div>

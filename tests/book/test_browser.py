@@ -59,16 +59,6 @@ def test_every_page_is_whole(
     page.close()
 
 
-def test_no_page_scrolls_sideways_on_the_smallest_phone(
-    chromium: Browser, address: str, html: Path
-) -> None:
-    page = chromium.new_page(viewport={"width": 320, "height": 640})
-    for name in pages(html):
-        show(page, address + name)
-        assert page.evaluate(CHECKS)["sideways"] <= 0, name
-    page.close()
-
-
 def test_the_address_of_the_book_leads_to_its_first_page(chromium: Browser, address: str) -> None:
     page = chromium.new_page()
     page.goto(address)
