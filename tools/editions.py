@@ -101,7 +101,7 @@ def marked_page(html: str, page: str, base: str) -> tuple[str, list[Tag]]:
     soup = BeautifulSoup(html, "html.parser")
     article = soup.select_one("article.bd-article")
     assert article is not None
-    for useless in article.select("a.headerlink, script, .tip"):
+    for useless in article.select("a.headerlink, script, [role=tooltip]"):
         useless.decompose()
     for link in article.select("a[href]"):
         link.attrs = {"href": link["href"]}
