@@ -26,6 +26,11 @@ CHECKS = """() => {
     raw: (text.match(/\\\\\\(|\\\\\\[|\\$\\$|\\\\begin\\{/g) || []),
     search: [...document.querySelectorAll(
       '.search-button, .search-button-field, .bd-search input')].filter(visible).length,
+    overlaps: [...document.querySelectorAll('article section > *')]
+      .filter((e) => visible(e) && e.nextElementSibling && visible(e.nextElementSibling))
+      .filter((e) => e.getBoundingClientRect().bottom
+        > e.nextElementSibling.getBoundingClientRect().top + 2)
+      .map((e) => e.textContent.slice(0, 60)),
     pale: [...document.querySelectorAll('.cell_output .text_html, .cell_output img, .cell-figure')]
       .filter(visible).map((e) => getComputedStyle(e).backgroundColor)
       .filter((c) => c !== 'rgba(0, 0, 0, 0)'),
@@ -54,6 +59,7 @@ def test_every_page_is_whole(
         assert seen["errors"] == 0, f"{where}: mathematics with an error"
         assert seen["raw"] == [], where
         assert seen["search"] == 1, f"{where}: {seen['search']} search fields"
+        assert seen["overlaps"] == [], f"{where}: one part lies over the next"
         assert seen["pale"] == [], f"{where}: a box behind a figure"
         assert page.evaluate("document.documentElement.dataset.theme") == mode, where
     page.close()
