@@ -2,7 +2,9 @@
 
 An image in an ``<img>`` cannot know whether the page is light or dark. Inline it can: our
 matplotlib style draws with three sentinel colors, and here they become "nothing",
-"the color of the text" and a variable of the style sheet.
+"the color of the text" and a variable of the style sheet. Compressed on its way, each of our
+figures is also smaller than its picture in 256 colors at double resolution, by a factor of 2 to
+20. That turns with the number of points, so a figure has a limit.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from sphinx.util import logging
 from sphinx.util.typing import ExtensionMetadata
 
 LOGGER = logging.getLogger(__name__)
+LIMIT = 250  # kB a figure
 SENTINELS = {"#fefefe": "none", "#1a1a1b": "currentColor", "#cfcfd0": "var(--figure-grid)"}
 SENTINEL = re.compile("|".join(SENTINELS), re.IGNORECASE)
 TAG = re.compile(r"<[a-z][^<>]*#[^<>]*>", re.IGNORECASE)  # code that names a color stays as it is
@@ -62,6 +65,21 @@ class InlineFigures(SphinxPostTransform):
             elif path.suffix == ".svg":
                 figure = inline(path.read_text(encoding="utf-8"), image["alt"])
                 image.replace_self(nodes.raw("", figure, format="html"))
+                check_weight(figure, image)
+        for output in self.document.findall(nodes.raw):
+            if 'class="frames"' in output.astext():
+                check_weight(output.astext(), output)
+
+
+def check_weight(figure: str, location: nodes.Element) -> None:
+    """Say what to do about a figure that is too heavy for a phone."""
+    size = len(SVG.sub(lambda match: part_of_a_page(match[0], ""), figure)) // 1000
+    if size > LIMIT:
+        LOGGER.warning(
+            f"a figure of {size} kB, and {LIMIT} kB is the limit: give the artist with the many "
+            "points `rasterized=True` (text and axes stay sharp), or draw fewer points or settings",
+            location=location,
+        )
 
 
 def part_of_a_page(svg: str, prefix: str) -> str:

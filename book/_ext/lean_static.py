@@ -1,8 +1,8 @@
 """Publish what a page asks for, in an order that shows its text before any script has come.
 
-The theme brings 5 MB, loads a script of 1.5 MB ahead of the text and draws a dozen icons with 300 kB
-of fonts. After the build each page's head is put in order, the icon fonts are cut to the icons that
-are used, and every static file that nothing names any more is removed.
+The theme brings 5 MB, loads a script of 1.5 MB ahead of the text and draws a dozen icons with fonts
+of 300 kB. After the build each page's head is put in order, the icon fonts are cut to the icons
+that are used, and every static file that nothing names any more is removed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def ordered_head(page: str, defer: bool) -> str:
 
 
 def cut_icons(sheet: Path, names: set[str], characters: set[int]) -> None:
-    """Leave the icons with these class names and these characters in a style sheet and its fonts."""
+    """Leave only the icons with these names and characters in a style sheet and its fonts."""
 
     def used(match: re.Match[str]) -> str:
         if names.isdisjoint(re.findall(r"\.(fa-[\w-]+):", match[1] + ":")):
