@@ -68,10 +68,10 @@ def test_each_target_of_the_makefile_explains_itself() -> None:
         ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     described = {line.split()[0] for line in text.splitlines() if len(line.split()) > 2}
-    assert described >= {"book", "test", "lint", "serve", "bench", "clean", "help"}
+    assert described >= {"book", "test", "lint", "serve", "links", "bench", "clean", "help"}
 
 
-@pytest.mark.parametrize("name", ["ci.yml", "pages.yml"])
+@pytest.mark.parametrize("name", ["ci.yml", "links.yml", "pages.yml"])
 def test_workflows_are_valid(name: str) -> None:
     path = ROOT / ".github" / "workflows" / name
     check = [
