@@ -7,6 +7,7 @@ that are used, and every static file that nothing names any more is removed.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def cut_icons(sheet: Path, names: set[str], characters: set[int]) -> None:
 
     text = ICON.sub(used, sheet.read_text("utf-8"))
     sheet.write_text(FONT_SOURCE.sub(r'url(\1.woff) format("woff")', text), "utf-8")
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     options = subset.Options(flavor="woff")
     for path in (sheet.parents[1] / "webfonts").glob("*.ttf"):
         font = subset.load_font(path, options)

@@ -43,9 +43,12 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
         raise ModuleNotFoundError("sphinx-mathjax-offline: install the `book` extra")
     source = Path(package.origin).parent / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "mathjax"
-    shutil.copytree(source / FONTS, target / FONTS)
+    (target / FONTS).mkdir(parents=True)
     script = "\n".join((source / f"{part}.js").read_text("utf-8") for part in PARTS)
     (target / "mathjax.js").write_text(script, "utf-8")
+    for font in (source / FONTS).iterdir():
+        if font.name in script:
+            shutil.copy2(font, target / FONTS)
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

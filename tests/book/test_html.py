@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -79,19 +80,32 @@ def test_figures_take_the_colors_of_the_page(book: list[Path]) -> None:
 def test_internal_links_and_anchors_resolve(book: list[Path]) -> None:
     broken, checked = [], 0
     for page in book:
-        for link in soup(page).select("a[href]"):
-            parts = urlsplit(str(link["href"]))
+        for link in soup(page).select("a[href], img[src]"):
+            url = str(link.get("href") or link.get("src"))
+            parts = urlsplit(url)
             if parts.scheme or parts.netloc:
                 continue
             checked += 1
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             fragment = unquote(parts.fragment)
             if not target.exists():
-                broken.append(f"{page.name}: {link['href']} (no such file)")
+                broken.append(f"{page.name}: {url} (no such file)")
             elif fragment and target.suffix == ".html" and fragment not in ids(target):
-                broken.append(f"{page.name}: {link['href']} (no such anchor)")
+                broken.append(f"{page.name}: {url} (no such anchor)")
     assert not broken, "\n".join(broken)
     assert checked > 100
+
+
+def test_what_search_finds_is_there(html: Path) -> None:
+    text = (html / "searchindex.js").read_text("utf-8")
+    index = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    targets = [*index["alltitles"].values(), *(e for e in index["indexentries"].values())]
+    places = [(place[0], place[1]) for found in targets for place in found]
+    assert len(places) > 100
+    for document, anchor in places:
+        page = html / f"{index['docnames'][document]}.html"
+        assert page.exists(), page
+        assert not anchor or anchor in ids(page), f"{page.name}#{anchor}"
 
 
 def resources(page: Path) -> list[Tag]:
