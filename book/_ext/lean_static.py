@@ -17,12 +17,12 @@ from sphinx.util.typing import ExtensionMetadata
 
 # The theme knows the mode only when its script at the page's end has run: until then a reader who
 # prefers dark sees white. Without scripts a page is light.
-MODE = """
+MODE = """{
     const mode = localStorage.getItem("mode") || "auto";
     const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
     document.documentElement.dataset.mode = mode;
     document.documentElement.dataset.theme = mode === "auto" ? system : mode;
-  """
+  }"""
 HEAD = [
     (re.compile(r'(<html[^>]*data-theme=")auto'), r"\1light"),
     (re.compile(r'(<script data-cfasync="false">).*?(?=</script>)', re.S), rf"\1{MODE}"),
