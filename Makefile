@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RUFF_CACHE_DIR := _build/ruff_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-slow lint serve publish bench screenshots clean
-.PHONY: help book test test-slow lint serve links bench screenshots clean
+.PHONY: help book test test-slow lint serve publish links bench \
+  screenshots clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,7 @@ serve: book ## show the book at a local address
 
 publish: book ## commit the built book to the branch gh-pages and push it
 	@$(BIN)/python tools/publish.py
+
 links: book ## ask whether all that the book links to is still there (needs the network)
 	@$(BIN)/python tools/check_links.py
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -14,7 +13,6 @@ from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.util.typing import ExtensionMetadata
 from sphinx_codeautolink.extension.block import BUILTIN_BLOCKS, CodeBlockAnalyser
 
-FONT_PRELOAD = re.compile(r'<link[^>]*as="font"[^>]*>')
 PERMALINK = re.compile(r'<a class="headerlink" href="[^"]*" title="([^"]*)"')
 
 
@@ -73,13 +71,6 @@ def place_index(
                 context[side] = {"link": builder.get_relative_uri(page, other), "title": title}
 
 
-def drop_font_preloads(app: Sphinx, exception: Exception | None) -> None:
-    """Let the style sheet ask for the icons' fonts: the theme's early request fails from a disk."""
-    if exception is None and app.builder.format == "html":
-        for page in Path(app.outdir).rglob("*.html"):
-            page.write_text(FONT_PRELOAD.sub("", page.read_text("utf-8")), "utf-8")
-
-
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the extension."""
     app.setup_extension("sphinx_codeautolink")
@@ -91,5 +82,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("doctree-resolved", name_chapters)
     app.connect("html-page-context", name_permalinks)
     app.connect("html-page-context", place_index)
-    app.connect("build-finished", drop_font_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
