@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from package_hash import digest, wheel_version
-from publication import EDITIONS, OFFLINE, Publication, publication
+from publication import EDITIONS, Publication, publication
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = [path.stem for path in build_book.chapters(ROOT)]
@@ -371,32 +371,7 @@ def test_the_first_cell_would_rather_fail_than_replace_numpy(
     assert not (host.packages / "coursepkg").exists()
 
 
-# The offline book, and the branch that is published.
-
-
-@pytest.fixture(scope="module")
-def unpacked(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The offline book on a reader's disk."""
-    folder = tmp_path_factory.mktemp("offline")
-    with zipfile.ZipFile(html / OFFLINE) as archive:
-        archive.extractall(folder)
-    (top,) = folder.iterdir()
-    return top
-
-
-def test_the_offline_book_has_all_and_links_to_nothing_that_it_lacks(
-    unpacked: Path, html: Path
-) -> None:
-    names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*")}
-    assert names >= {"README.txt", "index.html", "book/intro.html", "notebooks/run", "wheels"}
-    whole = {p.relative_to(html).as_posix() for p in html.rglob("*")}
-    assert whole - names == {OFFLINE} | ({"404.html"} & whole)
-    for page in unpacked.rglob("*.html"):
-        soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
-        assert not soup.select("a[download]"), f"{page}: a download from the disk"
-        for menu in soup.select(".page-tools .dropdown-menu"):
-            assert menu.select("a, button"), f"{page}: a menu with nothing in it"
-            assert "whole book" not in menu.text
+# The branch that is published.
 
 
 def test_publishing_adds_to_the_branch_and_only_what_is_new(

@@ -1,19 +1,26 @@
-"""The book in a folder, with no server and no network."""
+"""The offline book on a reader's disk, with no server and no network."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import pages, show, watch
+from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page
+from publication import OFFLINE
 
 
 @pytest.fixture(scope="module")
-def folder(html: Path) -> Path:
-    """Where the book lies."""
-    return html
+def folder(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the book lies when its archive is unpacked."""
+    place = tmp_path_factory.mktemp("offline")
+    with zipfile.ZipFile(html / OFFLINE) as archive:
+        archive.extractall(place)
+    (top,) = place.iterdir()
+    return top
 
 
 @pytest.fixture
@@ -29,6 +36,21 @@ def with_first(folder: Path, mark: str) -> str:
     """The address of the first page that has something in it."""
     texts = ((folder / name, (folder / name).read_text("utf-8")) for name in pages(folder))
     return next(path.as_uri() for path, text in texts if mark in text)
+
+
+def test_the_offline_book_has_all_and_links_to_nothing_that_it_lacks(
+    folder: Path, html: Path
+) -> None:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert names >= {"README.txt", "index.html", "book/intro.html", "notebooks/run", "wheels"}
+    whole = {p.relative_to(html).as_posix() for p in html.rglob("*")}
+    assert whole - names == {OFFLINE} | ({"404.html"} & whole)
+    for page in folder.rglob("*.html"):
+        soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+        assert not soup.select("a[download]"), f"{page}: a download from the disk"
+        for menu in soup.select(".page-tools .dropdown-menu"):
+            assert menu.select("a, button"), f"{page}: a menu with nothing in it"
+            assert "whole book" not in menu.text
 
 
 def test_every_page_opens(page: Page, folder: Path) -> None:
