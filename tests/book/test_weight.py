@@ -107,6 +107,19 @@ def test_every_icon_is_in_the_font(chromium: Browser, address: str, html: Path) 
     page.close()
 
 
+def test_the_icon_of_a_search_field_leaves_room_for_its_text(
+    chromium: Browser, address: str
+) -> None:
+    page = chromium.new_page()
+    page.goto(address + "search.html")
+    field = page.locator("article form.bd-search, main form.bd-search").first
+    icon, text = field.locator("i").bounding_box(), field.locator("input").bounding_box()
+    assert icon is not None
+    assert text is not None
+    assert icon["x"] + icon["width"] <= text["x"]
+    page.close()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_text_and_figures_show_while_scripts_hang(
     chromium: Browser, address: str, html: Path, mode: str
