@@ -7,8 +7,8 @@ document.addEventListener("DOMContentLoaded", () => {
   leaveSearch();
 });
 
-// Mathematics and its fonts first: before it is typeset, its width is not known. Whatever changes the width of a
-// box, a turned phone or an opened fold, changes the size of the page.
+// Mathematics and its fonts first: before it is typeset, its width is not known. Whatever changes
+// the width of a box, a turned phone or an opened fold, changes the size of the page.
 window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
   await document.fonts.ready;
