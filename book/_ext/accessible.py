@@ -43,6 +43,8 @@ def mend(page: str) -> str:
 
 def mend_pages(app: Sphinx) -> None:
     """Mend each page after the theme's templates have made it."""
+    if app.builder.format != "html":
+        return
     render = app.builder.templates.render
 
     def render_and_mend(template: str, context: dict[str, Any]) -> str:

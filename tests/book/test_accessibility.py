@@ -110,15 +110,47 @@ def test_axe_finds_nothing_in_what_the_header_opens(
     # These parts are the same on all pages: the smallest page that has them all will do.
     whole = [name for name in pages(html) if "secondary-toggle" in text(html, name)]
     load(page, address + min(whole, key=lambda name: len(text(html, name))))
-    buttons = page.locator(
-        ".article-header-buttons .search-button, .bd-header-article [aria-expanded]"
-    )
+    header = page.locator(".bd-header-article")
+    buttons = header.locator(".search-button, .sidebar-toggle[aria-expanded]")
     assert buttons.count() >= 3, "search and two sidebars"
     for button in buttons.all():
         button.press("Enter")
         page.wait_for_function("() => document.activeElement.matches('[class*=bd-s] *')")
         assert axe(page) == []
         page.keyboard.press("Escape")
+    menus = header.locator(".page-tools > button")
+    assert menus.count() >= 1
+    for menu in menus.all():
+        menu.press("Enter")
+        page.wait_for_selector(".page-tools > .show.dropdown-menu")
+        assert axe(page) == []
+        page.keyboard.press("Escape")
+    page.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_menu_opens_by_keyboard_stays_on_the_screen_and_closes_by_escape(
+    chromium: Browser, address: str, html: Path, width: int
+) -> None:
+    page = view(chromium, width)
+    load(page, address + chapter(html))
+    for tools in page.locator(".page-tools").all():
+        button, menu = tools.locator("> button"), tools.locator(".dropdown-menu")
+        for key in ("Enter", "Space", "ArrowDown"):
+            assert menu.is_hidden()
+            button.press(key)
+            menu.wait_for(state="visible")
+            assert button.get_attribute("aria-expanded") == "true"
+            box = menu.bounding_box()
+            assert box is not None
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+            for item in menu.locator(".dropdown-item").all():
+                if not item.evaluate("(e) => document.activeElement === e"):
+                    page.keyboard.press("ArrowDown")
+                assert item.evaluate("(e) => document.activeElement === e")
+            page.keyboard.press("Escape")
+            menu.wait_for(state="hidden")
+            assert button.evaluate("(e) => document.activeElement === e")
     page.close()
 
 
@@ -211,7 +243,8 @@ def test_escape_closes_what_the_header_opens_and_leads_back(
 ) -> None:
     page = view(chromium, width)
     load(page, address + chapter(html))
-    buttons = page.locator(".bd-header-article [aria-expanded=false]:visible").element_handles()
+    closed = ".bd-header-article .sidebar-toggle[aria-expanded=false]:visible"
+    buttons = page.locator(closed).element_handles()
     assert len(buttons) == (0 if width == max(WIDTHS) else 2)
     for button in buttons:
         button.press("Enter")
@@ -338,7 +371,7 @@ def test_without_scripts_all_can_be_read(chromium: Browser, address: str, html: 
             fold.press("Enter")
         hidden = page.locator("article :is(p, li, pre, h1, h2, h3, h4, td, dd, img)").evaluate_all(
             """(all) => all.filter((e) => !e.checkVisibility({visibilityProperty: true,
-              opacityProperty: true}) && !e.closest('summary, .frame, .toggler')
+              opacityProperty: true}) && !e.closest('summary, .frame, .toggler, .definition')
               && (e.textContent.trim() || e.src)).map((e) => e.outerHTML.slice(0, 200))"""
         )
         assert hidden == [], name
