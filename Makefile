@@ -63,6 +63,6 @@ bench: $(READY) ## measure, and write _build/bench.json
 screenshots: book ## photograph the pages, light and dark, desktop and phone
 	@$(BIN)/python tools/screenshots.py
 
-clean: ## remove all that was built; the environment stays
+clean: ## remove all that was built; the environments stay
 	rm -rf _build dist
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path "./.venv*/*" -prune -exec rm -rf {} +

@@ -226,7 +226,7 @@ def launchable(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Launchab
 def hosted() -> Path:
     """The site-packages of an environment with what a hosted notebook ships, made once."""
     name = digest([ROOT / "constraints.txt"], ROOT)[:12]
-    environment = ROOT / "_build" / "hosted" / name
+    environment = ROOT / ".venv-hosted" / name
     if not (environment / "done").exists():
         shutil.rmtree(environment, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
