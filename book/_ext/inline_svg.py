@@ -10,7 +10,6 @@ figures is also smaller than its picture in 256 colors at double resolution, by 
 from __future__ import annotations
 
 import html
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ REFERENCE = re.compile(r'(href="#|url\(#)([^")]+)')
 COORDINATES = re.compile(r'\s(?:d|x|y)="[^"]*"')
 LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 ID = re.compile(r'\sid="([^"]*)"')
+DRAWINGS: dict[str, list[str]] = {}  # by page, while the pages are made
+PLACE = "<!-- drawing {} --></svg>"
 
 
 def inline(svg: str, alt: str) -> str:
@@ -104,15 +105,37 @@ def page_colors(match: re.Match[str]) -> str:
 def finish_page(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Color the figures of a page, also those that cells printed as HTML."""
-    if "body" in context:
-        count = itertools.count()
-        body = SVG.sub(lambda m: part_of_a_page(m[0], f"svg{next(count)}-"), context["body"])
-        context["body"] = TAG.sub(page_colors, body)
+    """Color the figures of a page, also those that cells printed as HTML.
+
+    What is drawn in them is most of a page. It is put aside until the page is written: others read
+    the page in between, and parse each line of a drawing for nothing.
+    """
+    if "body" not in context:
+        return
+    drawings = DRAWINGS[page] = []
+
+    def put_aside(match: re.Match[str]) -> str:
+        figure = part_of_a_page(match[0], f"svg{len(drawings)}-")
+        start = figure.index(">") + 1
+        drawings.append(TAG.sub(page_colors, figure[start:]))
+        return f"{figure[:start]}{PLACE.format(len(drawings) - 1)}"
+
+    context["body"] = TAG.sub(page_colors, SVG.sub(put_aside, context["body"]))
+
+
+def draw(app: Sphinx, exception: Exception | None) -> None:
+    """Put the drawings into the written pages."""
+    for page, drawings in DRAWINGS.items() if exception is None else ():
+        path = Path(app.outdir, page).with_suffix(".html")
+        text = path.read_text("utf-8")
+        for number, drawing in enumerate(drawings):
+            text = text.replace(PLACE.format(number), drawing, 1)
+        path.write_text(text, "utf-8")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the extension."""
     app.add_post_transform(InlineFigures)
     app.connect("html-page-context", finish_page)
+    app.connect("build-finished", draw, priority=600)  # after sphinx_codeautolink
     return {"parallel_read_safe": True, "parallel_write_safe": True}

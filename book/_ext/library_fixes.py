@@ -11,6 +11,7 @@ from myst_nb.ext import execution_tables
 from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.util.typing import ExtensionMetadata
+from sphinx_codeautolink.extension import resolve
 from sphinx_codeautolink.extension.block import BUILTIN_BLOCKS, CodeBlockAnalyser
 
 PERMALINK = re.compile(r'<a class="headerlink" href="[^"]*" title="([^"]*)"')
@@ -76,6 +77,9 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.setup_extension("sphinx_codeautolink")
     CodeBlockAnalyser.depart_section = depart_section
     BUILTIN_BLOCKS["python"] = excerpt
+    # It runs the `if TYPE_CHECKING:` parts of all modules that code names: in torch's case, imports
+    # of a second and more that no name of ours needs.
+    resolve.populate_type_checking = lambda module: None
     # A word for every screen reader and font, instead of a picture.
     execution_tables._key2transform["succeeded"] = lambda ok: "ran" if ok else "failed"
     app.connect("doctree-resolved", drop_repeated_ids)
