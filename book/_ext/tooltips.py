@@ -57,7 +57,7 @@ def add(
         if any(any(node.findall(nodes.math)) for node in known[id_]):
             app.env.get_domain("math").data["has_equations"][page] = True  # so MathJax is loaded
         html = "".join(builder.render_partial(node)["fragment"] for node in known[id_])
-        tips.append(f'<div class="definition" role="tooltip" id="tip-{id_}" hidden>{html}</div>')
+        tips.append(f'<div class="explanation" role="tooltip" id="tip-{id_}" hidden>{html}</div>')
     body = LINK.sub(
         lambda m: f'{m[0]} aria-describedby="tip-{m[1]}"' if m[1] in wanted else m[0],
         context["body"],

@@ -371,7 +371,7 @@ def test_without_scripts_all_can_be_read(chromium: Browser, address: str, html: 
             fold.press("Enter")
         hidden = page.locator("article :is(p, li, pre, h1, h2, h3, h4, td, dd, img)").evaluate_all(
             """(all) => all.filter((e) => !e.checkVisibility({visibilityProperty: true,
-              opacityProperty: true}) && !e.closest('summary, .frame, .toggler, .definition')
+              opacityProperty: true}) && !e.closest('summary, .frame, .toggler, .explanation')
               && (e.textContent.trim() || e.src)).map((e) => e.outerHTML.slice(0, 200))"""
         )
         assert hidden == [], name
