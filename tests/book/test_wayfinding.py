@@ -450,6 +450,8 @@ def test_no_definition_leaves_the_window(
                 box["y"] >= at["y"] + 0.5 * at["height"] or box["y"] + box["height"] <= at["y"] + 1
             ), f"{where}: over its own link"
             assert page.evaluate("document.documentElement.scrollWidth") <= width, where
+            color = tip.evaluate("(e) => getComputedStyle(e).backgroundColor")
+            assert color.startswith("rgb("), f"{where}: what is behind it shines through"
     assert seen > 20
     page.close()
 
