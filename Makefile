@@ -45,7 +45,7 @@ test: lint ## prove everything: style, types, units, statistics, doctests, the b
 	  -m 'not slow' -n 2 --dist loadfile --quiet -r s
 	@echo 'All tests passed: style, types, package, book, notebooks, browser.'
 
-test-slow: $(READY) ## run the tests that take longer
+test-slow: book ## run the tests that take longer
 	$(BIN)/pytest tests -m slow
 
 serve: book ## show the book at a local address
