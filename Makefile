@@ -13,8 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RUFF_CACHE_DIR := _build/ruff_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-slow lint serve publish links bench \
-  screenshots clean
+.PHONY: help book test test-slow lint serve publish links bench screenshots clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

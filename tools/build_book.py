@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,13 @@ def is_current(root: Path) -> bool:
 def prepare_worker(environment: dict[str, str]) -> None:
     """Give the kernels of a worker process their environment."""
     os.environ.update(environment)
+    os.environ["PYTHONSTARTUP"] = str(Path(__file__).with_name("watch_imports.py"))
 
 
-def execute(path: Path) -> tuple[NotebookNode, ExecutionResult, set[str]]:
-    """Run one notebook in its folder, in a process of its own; say which modules it loaded."""
+def execute(path: Path) -> tuple[NotebookNode, ExecutionResult, list[str]]:
+    """Run one notebook in its folder, in a process of its own; say which distributions it used."""
     notebook = myst_nb_reader_plugin(str(path))
-    question = "import sys\nprint(*{name.partition('.')[0] for name in sys.modules})"
-    notebook.cells.append(nbformat.v4.new_code_cell(question))
+    notebook.cells.append(nbformat.v4.new_code_cell("print(*imported_here)"))
     result = single_nb_execution(
         notebook,
         cwd=str(path.parent),
@@ -106,24 +106,20 @@ def execute(path: Path) -> tuple[NotebookNode, ExecutionResult, set[str]]:
         extra_arguments=["--log-level=ERROR"],
     )
     answer = notebook.cells.pop().outputs
-    return notebook, result, set(answer[0].text.split()) if answer else set()
+    modules = answer[0].text.split() if answer else []
+    owners = packages_distributions()
+    used = {canonicalize_name(owner) for name in modules for owner in owners.get(name, [])}
+    return notebook, result, sorted(used)
 
 
-@lru_cache
-def owners() -> Mapping[str, list[str]]:
-    """Which distributions bring a module."""
-    return packages_distributions()
-
-
-def needed_extras(root: Path, modules: list[str]) -> list[str]:
-    """List the extras of the package that bring modules which a chapter has loaded."""
+def needed_extras(root: Path, used: list[str]) -> list[str]:
+    """List the extras of the package that bring distributions which a chapter has used."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    used = {canonicalize_name(owner) for name in modules for owner in owners().get(name, [])}
     return [
         extra
         for extra, requirements in project["optional-dependencies"].items()
         if extra not in MAKERS_EXTRAS
-        and used & {canonicalize_name(Requirement(line).name) for line in requirements}
+        and any(canonicalize_name(Requirement(line).name) in used for line in requirements)
     ]
 
 
@@ -182,7 +178,7 @@ def run_notebooks(root: Path, workers: int, environment: dict[str, str]) -> None
             path = futures[future]
             name = path.relative_to(root)
             try:
-                notebook, result, modules = future.result()
+                notebook, result, used = future.result()
             except DeadKernelError as died:
                 failures.append(f"{name}: {died} (out of memory?)")
                 continue
@@ -191,7 +187,7 @@ def run_notebooks(root: Path, workers: int, environment: dict[str, str]) -> None
             if result.err:
                 failures.append(failure(root, path, result))
                 continue
-            facts = {"execution_seconds": result.time, "modules": sorted(modules)}
+            facts = {"execution_seconds": result.time, "distributions": used}
             bundle = CacheBundleIn(notebook, str(path), data=facts)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     if failures:
@@ -212,11 +208,11 @@ def write_notebooks(root: Path) -> None:
     found = []
     for path, target in zip(chapters(root), published_notebooks(root), strict=True):
         source = myst_nb_reader_plugin(str(path))
-        modules = cache.match_cache_notebook(source).data["modules"]
+        used = cache.match_cache_notebook(source).data["distributions"]
         _, executed = cache.merge_match_into_notebook(source, cell_meta=())
         target.write_text(nbformat.writes(executed), encoding="utf-8")
         page = path.relative_to(root).with_suffix(".html").as_posix()
-        found.append(editions.Chapter(path.stem, page, executed, needed_extras(root, modules)))
+        found.append(editions.Chapter(path.stem, page, executed, needed_extras(root, used)))
     html = root / "_build" / "html"
     try:
         editions.write(root, html, found, publication(root), wheel_version(root))

@@ -21,11 +21,14 @@ from string import Template
 from urllib.parse import quote, urljoin, urlsplit
 
 import nbformat
+import yaml
 from bs4 import BeautifulSoup, Tag
 from markdownify import MarkdownConverter
 from nbformat import NotebookNode
 from publication import EDITIONS, OFFLINE, Publication
 
+# The titles of boxes, tabs, cards and folds: all become words in bold.
+TITLES = "p.admonition-title, .sd-tab-label, .sd-card-title, summary, .topic-title, .sidebar-title"
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # for Colab, for Jupyter
 FOLDED_TAGS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 FOLDED_TITLES = {"page.check(": "Check your answer", "page.glue(": "The numbers in the text"}
@@ -55,8 +58,29 @@ class Prose(MarkdownConverter):
             return text
         source = el.get_text().removeprefix("\\(").removesuffix("\\)").strip()
         if parent_tags & {"td", "th"}:
-            source = source.replace("|", r"\vert ")  # a bar would end the cell of a table
+            # A bar would end the cell of a table.
+            source = source.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
         return f"${source}$"
+
+    def escape(self, text: str, parent_tags: set[str]) -> str:
+        """Let no dollar begin a formula, and no angle a tag."""
+        escaped: str = super().escape(text, parent_tags)  # type: ignore[misc]
+        return escaped.replace("<", "&lt;").replace("$", r"\$")
+
+    def convert_td(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        """Let no bar end a cell of a table."""
+        text = re.sub(r"(?<!\\)\|", r"\|", text)
+        return super().convert_td(el, text, parent_tags)  # type: ignore[misc]
+
+    convert_th = convert_td
+
+    def convert_dt(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        """Write a term in bold: Jupyter's Markdown has no list of definitions."""
+        return f"\n\n**{text.strip()}**\n\n"
+
+    def convert_dd(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        """Write a definition below its term."""
+        return f"\n\n{text.strip()}\n\n"
 
     def convert_div(self, el: Tag, text: str, parent_tags: set[str]) -> str:
         """Keep displayed mathematics as its source, and quote a box under its title."""
@@ -101,14 +125,15 @@ def marked_page(html: str, page: str, base: str) -> tuple[str, list[Tag]]:
     soup = BeautifulSoup(html, "html.parser")
     article = soup.select_one("article.bd-article")
     assert article is not None
-    for useless in article.select("a.headerlink, script, [role=tooltip]"):
+    for useless in article.select("a.headerlink, script, [role=tooltip], .linenos"):
         useless.decompose()
     for link in article.select("a[href]"):
         link.attrs = {"href": link["href"]}
         if not urlsplit(str(link["href"])).scheme:
             link["href"] = base + urljoin(page, str(link["href"]))
     for picture in article.select("img[src]"):
-        picture["src"] = base + urljoin(page, str(picture["src"]))
+        if not urlsplit(str(picture["src"])).scheme:
+            picture["src"] = base + urljoin(page, str(picture["src"]))
     cells = article.select("div.cell")
     for cell in cells:
         cell.replace_with(marker(soup, "cell"))
@@ -125,10 +150,16 @@ def marked_page(html: str, page: str, base: str) -> tuple[str, list[Tag]]:
             box.append(marker(soup, "end"))
         else:
             box.insert(0, marker(soup, "exercise"))
-    for title in article.select("p.admonition-title"):
+    for title in article.select(TITLES):
         title.name = "strong"
         title.wrap(soup.new_tag("p"))
-    converter = Prose(heading_style="ATX", bullets="-", code_language_callback=language)
+    converter = Prose(
+        heading_style="ATX",
+        bullets="-",
+        code_language_callback=language,
+        sub_symbol="<sub>",
+        sup_symbol="<sup>",
+    )
     return converter.convert_soup(article), cells
 
 
@@ -183,15 +214,22 @@ def blocks(html: str, page: str, base: str, notebook: NotebookNode) -> list[Bloc
             found.append(Block(in_solution, code=waiting.pop(0)[0], figures=figures))
         elif mark in ("solution", "end"):
             in_solution = mark == "solution"
-        place_hidden()
+        if mark != "solution":  # its title comes first
+            place_hidden()
     if waiting:
         raise ValueError(f"{page}: a cell of its source has no place: {waiting[0][0].source}")
     return found
 
 
+def tags_of(cell: NotebookNode) -> set[str]:
+    """The tags of a cell, in the one of their two spellings that we use."""
+    return {tag.replace("_", "-") for tag in cell.metadata.get("tags", [])}
+
+
 def is_removed(cell: NotebookNode) -> bool:
     """Whether the page does not show a cell."""
-    return "remove-cell" in cell.metadata.get("tags", [])
+    tags = tags_of(cell)
+    return "remove-cell" in tags or {"remove-input", "remove-output"} <= tags
 
 
 def is_same(cell: NotebookNode, element: Tag) -> bool:
@@ -202,13 +240,15 @@ def is_same(cell: NotebookNode, element: Tag) -> bool:
 
 def folded(source: str) -> str:
     """Give a folded cell the title that Colab shows in its place."""
+    if source.startswith("%%"):  # a magic of the whole cell has to stay its first line
+        return source
     titles = [title for words, title in FOLDED_TITLES.items() if words in source]
     return f"# @title {(titles or ['Code that the book folds'])[0]}\n{source}"
 
 
 def code_cell(cell: NotebookNode, name: str) -> NotebookNode:
     """Make a notebook's cell from the source's, folded where the page folds or hides it."""
-    tags = set(cell.metadata.get("tags", []))
+    tags = tags_of(cell)
     made = nbformat.v4.new_code_cell(cell.source, id=name)
     if tags & FOLDED_TAGS:
         made.source = folded(cell.source)
@@ -219,8 +259,19 @@ def code_cell(cell: NotebookNode, name: str) -> NotebookNode:
 
 
 def shown_outputs(cell: NotebookNode) -> list[NotebookNode]:
-    """The outputs of a cell without the numbers that it hands to the prose."""
+    """The outputs that the page shows, without the numbers that a cell hands to the prose."""
+    if is_removed(cell) or "remove-output" in tags_of(cell):
+        return []
     return [output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})]
+
+
+def can_fold(chapter: list[Block], number: int) -> bool:
+    """Whether a block is the title of a solution with a heading after it.
+
+    A notebook folds all down to the next heading, also what is no part of the solution.
+    """
+    after = next((block for block in chapter[number:] if not block.in_solution), None)
+    return chapter[number].is_solution_title and (after is None or after.prose.startswith("#"))
 
 
 def edition(kind: str, chapter: list[Block], install: str, about: str) -> NotebookNode:
@@ -247,7 +298,7 @@ def edition(kind: str, chapter: list[Block], install: str, about: str) -> Notebo
                 cell.outputs = shown_outputs(block.code)
         else:
             cell = nbformat.v4.new_markdown_cell(block.prose, id=name)
-            if block.is_solution_title and kind in ("run", "executed"):
+            if kind in ("run", "executed") and can_fold(chapter, number):
                 cell.metadata = {"jp-MarkdownHeadingCollapsed": True, "id": name}
                 collapsed.append(name)
         cells.append(cell)
@@ -323,6 +374,7 @@ def write(
     """
     (html / "wheels").mkdir()
     wheel = build_wheel(root, html / "wheels", version).relative_to(html).as_posix()
+    book = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["title"]
     template = (Path(__file__).parent / "install_cell.py").read_text(encoding="utf-8")
     for kind in EDITIONS:
         (html / "notebooks" / kind).mkdir(parents=True)
@@ -335,9 +387,11 @@ def write(
             address=published.address and published.address + quote(wheel),
             extras=",".join(chapter.extras),
         )
-        title = re.sub("^# |\n.*", "", found[0].prose, flags=re.DOTALL)
+        first = next(block.prose for block in found if block.prose)
+        title = re.sub("^# |\n.*", "", first, flags=re.DOTALL)
         about = (
-            f"The chapter [{title}]({base}{chapter.page}) of the course, with coursepkg {version}."
+            f"This is the chapter [{title}]({base}{chapter.page}) of *{book}*. Run the folded cell "
+            f"above first: it installs coursepkg {version} and leaves torch and numpy as they are."
         )
         for kind in EDITIONS:
             made = edition(kind, found, install.rstrip(), about)

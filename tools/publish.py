@@ -43,15 +43,20 @@ def publish(root: Path, remote: str) -> str:
                 command, env=environment, stdout=subprocess.PIPE, text=True, check=True
             ).stdout.strip()
 
-        git("add", "--all", "--force", str(html))
-        tree = git("write-tree")
         parents = []
         if git("ls-remote", "--heads", remote, BRANCH):
-            git("fetch", "--quiet", "--depth=1", remote, BRANCH)
+            is_shallow = git("rev-parse", "--is-shallow-repository") == "true"
+            git("fetch", "--quiet", *(["--depth=1"] if is_shallow else []), remote, BRANCH)
             parents = ["-p", git("rev-parse", "FETCH_HEAD")]
-            if git("rev-parse", "FETCH_HEAD^{tree}") == tree:
-                return f"{BRANCH} has this very book already."
-        source = git("rev-parse", "--short", "HEAD")
+            # A notebook that a reader saved goes on asking for the wheel of its day.
+            git("read-tree", "--prefix=wheels/", "FETCH_HEAD:wheels")
+        git("add", "--force", "--ignore-removal", str(html))
+        tree = git("write-tree")
+        if parents and git("rev-parse", "FETCH_HEAD^{tree}") == tree:
+            return f"{BRANCH} has this very book already."
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        source = subprocess.run(describe, stdout=subprocess.PIPE, text=True, check=True).stdout
+        source = source.strip()
         commit = git("commit-tree", tree, *parents, "-m", f"The book of {source}")
         git("push", "--quiet", remote, f"{commit}:refs/heads/{BRANCH}")
         return f"The book of {source} is on {BRANCH}."
@@ -63,8 +68,8 @@ def main() -> int:
     parser.add_argument("--remote", default="origin")
     try:
         print(publish(ROOT, parser.parse_args().remote))
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
+    except (ValueError, subprocess.CalledProcessError) as problem:
+        print(f"Not published: {problem}", file=sys.stderr)
         return 1
     return 0
 

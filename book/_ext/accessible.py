@@ -21,7 +21,7 @@ MENDED = {
     # What a button leads to, instead of where the theme puts it.
     r'title="Toggle primary sidebar"': 'title="All pages"',
     r'title="Toggle secondary sidebar"': 'title="On this page"',
-    r"light/dark": "Light or dark",
+    r'(title|aria-label)="light/dark"': r'\1="Light or dark"',
     # Everything on a page belongs to a landmark; the book's title is its banner, not a bar that
     # this book leaves empty, and the search field is a search.
     r'(<header class="bd-header[^>]*)(>\s*</header>)': r'\1 role="presentation"\2',

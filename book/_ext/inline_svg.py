@@ -138,4 +138,4 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_post_transform(InlineFigures)
     app.connect("html-page-context", finish_page)
     app.connect("build-finished", draw, priority=600)  # after sphinx_codeautolink
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": False}  # DRAWINGS is one process's

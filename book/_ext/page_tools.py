@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from docutils import nodes
 from package_hash import wheel_version
@@ -17,35 +18,37 @@ def add_menus(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Put the menus into the header; a menu without links is left out."""
-    published = publication(Path(app.srcdir))
+    root = Path(app.srcdir)
+    published = publication(root)
+    version = wheel_version(root)
     name = PurePosixPath(page).name
-    is_chapter = "kernelspec" in app.env.metadata.get(page, {})
-    pathto = context["pathto"]
-
-    launches = published.launches(name) if is_chapter else {}
-    downloads = EDITIONS if is_chapter else {}
-    versions = f"course {app.config.release}, coursepkg {wheel_version(Path(app.srcdir))}"
+    launches = {}
+    downloads = [("The whole book, offline", OFFLINE, OFFLINE)]
+    if "kernelspec" in app.env.metadata.get(page, {}):
+        launches = published.launches(name)
+        wheel = f"coursepkg-{version}-py3-none-any.whl"
+        notebooks = [
+            (text, f"notebooks/{kind}/{name}.ipynb", f"{name}-{kind}.ipynb".replace("-run", ""))
+            for kind, (text, _) in EDITIONS.items()
+        ]
+        downloads = [*notebooks, ("The package they need", f"wheels/{wheel}", wheel), *downloads]
     source = str(app.env.doc2path(page, base=False)) if doctree is not None else ""
     title = app.env.titles[page].astext() if page in app.env.titles else page
-    problem = published.report(title, f"{page}.html", versions)
+    versions = f"course {app.config.release}, coursepkg {version}"
     menus = {
         ("Run this chapter", "fas fa-rocket"): [
             {"text": f"Open in {place}", "url": url} for place, url in launches.items()
         ],
         ("Download", "fas fa-download"): [
-            *(
-                {
-                    "text": text,
-                    "url": pathto(f"notebooks/{kind}/{name}.ipynb", 1),
-                    "saved_as": f"{name}.ipynb" if kind == "run" else f"{name}-{kind}.ipynb",
-                }
-                for kind, (text, _) in downloads.items()
-            ),
-            {"text": "The whole book, offline", "url": pathto(OFFLINE, 1), "saved_as": OFFLINE},
+            {"text": text, "url": context["pathto"](quote(path), 1), "saved_as": file}
+            for text, path, file in downloads
         ],
         ("Improve this page", "fas fa-pencil-alt"): [
             {"text": "Edit this page", "url": published.edit(source) if source else ""},
-            {"text": "Report a problem", "url": problem},
+            {
+                "text": "Report a problem",
+                "url": published.report(title, f"{page}.html", versions),
+            },
         ],
     }
     context["page_tools"] = [

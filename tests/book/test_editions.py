@@ -198,6 +198,87 @@ def test_a_page_that_differs_from_its_source_is_refused(html: Path) -> None:
         editions.blocks(page, "book/x.html", "", notebook)
 
 
+def lowered(html: str) -> str:
+    """The Markdown of a piece of a page."""
+    page = f'<article class="bd-article">{html}</article>'
+    return editions.marked_page(page, "book/x.html", "https://example.org/")[0].strip()
+
+
+@pytest.mark.parametrize(
+    ("html", "markdown"),
+    [
+        ("<p>It costs $5 or $6.</p>", r"It costs \$5 or \$6."),
+        ("<p>Write &lt;name&gt;.</p>", "Write &lt;name>."),
+        ("<p><code>a &lt; $b</code></p>", "`a < $b`"),
+        ("<p>10<sup>3</sup>, H<sub>2</sub>O</p>", "10<sup>3</sup>, H<sub>2</sub>O"),
+        ('<p><span class="math">\\(a &lt; b\\)</span></p>', "$a < b$"),
+        ("<dl><dt>prior</dt><dd><p>before</p><p>the data</p></dd></dl>",
+         "**prior**\n\nbefore\n\nthe data"),
+        ('<div class="highlight-python"><pre><span class="linenos">1</span>y = 2</pre></div>',
+         "```python\ny = 2\n```"),
+        ('<div class="note admonition"><p class="admonition-title">Mind</p><p>this</p></div>',
+         "> **Mind**\n>\n> this"),
+        ('<label class="sd-tab-label">Torch</label><div>text</div>', "**Torch**\n\ntext"),
+        ('<p><a href="y.html#z" title="t">there</a></p>',
+         "[there](https://example.org/book/y.html#z)"),
+        ('<p><img src="../_images/a.png" alt="A"></p>', "![A](https://example.org/_images/a.png)"),
+        ('<p><img src="https://other.org/a.png" alt="A"></p>', "![A](https://other.org/a.png)"),
+    ],
+)  # fmt: skip
+def test_what_sphinx_writes_is_lowered(html: str, markdown: str) -> None:
+    assert lowered(html) == markdown
+
+
+def test_no_bar_ends_a_cell_of_a_table() -> None:
+    formula = '<span class="math">\\(\\|x\\| + |y|\\)</span>'
+    rows = f"<tr><td>{formula}</td><td><code>a|b</code></td></tr>"
+    last = lowered(f"<table><tr><th>one</th><th>two</th></tr>{rows}</table>").splitlines()[-1]
+    assert last == r"| $\Vert x\Vert  + \vert y\vert $ | `a\|b` |"
+
+
+def small_chapter(after: str) -> list[editions.Block]:
+    """A chapter with one solution, which begins with a hidden cell, and what comes after it."""
+    html = (
+        '<article class="bd-article"><h1>T</h1><div class="solution"><p class="admonition-title">'
+        '<span>Solution to</span><a href="#e"> Exercise 1</a></p><section><p>Because.</p>'
+        f'<div class="cell"></div></section></div>{after}</article>'
+    )
+    source = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# T\n```{solution-start} e\n```"),
+            nbformat.v4.new_code_cell("hidden", metadata={"tags": ["remove_cell"]}),
+            nbformat.v4.new_code_cell("shown"),
+            nbformat.v4.new_markdown_cell("```{solution-end}\n```"),
+            nbformat.v4.new_code_cell("end", metadata={"tags": ["remove-input", "remove-output"]}),
+        ]
+    )
+    return editions.blocks(html, "book/x.html", "", source)
+
+
+def test_a_hidden_cell_stays_in_its_solution() -> None:
+    found = [block.code.source if block.code else block.prose for block in small_chapter("")]
+    assert found == ["# T", "#### Solution to Exercise 1", "hidden", "Because.", "shown", "end"]
+    student = editions.edition("student", small_chapter(""), "", "")
+    assert [cell.source for cell in student.cells[2:]] == ["# T", editions.folded("end")]
+
+
+@pytest.mark.parametrize(("after", "folds"), [("<p>More.</p>", False), ("<h2>Next</h2>", True)])
+def test_a_solution_folds_only_where_it_hides_nothing_else(after: str, folds: bool) -> None:
+    chapter = [block for block in small_chapter(after) if not block.code or block.in_solution]
+    made = editions.edition("run", chapter, "", "")
+    (title,) = (cell for cell in made.cells if cell.source.startswith("#### Solution"))
+    assert title.metadata.get("jp-MarkdownHeadingCollapsed", False) == folds
+    assert bool(made.metadata["colab"]["collapsed_sections"]) == folds
+
+
+def test_outputs_that_the_page_removes_and_magics_of_a_cell() -> None:
+    printed = nbformat.v4.new_output("stream", text="x")
+    for tags, shown in (([], 1), (["remove-output"], 0), (["remove_cell"], 0)):
+        cell = nbformat.v4.new_code_cell("1", outputs=[printed], metadata={"tags": tags})
+        assert len(editions.shown_outputs(cell)) == shown
+    assert editions.folded("%%time\nx").startswith("%%time")
+
+
 # Where a reader opens it: nothing but what a hosted notebook ships.
 
 
@@ -345,12 +426,16 @@ def first_cell(notebook: NotebookNode) -> NotebookNode:
 def test_the_first_cell_takes_the_wheel_beside_it(html: Path, host: Host) -> None:
     notebook = first_cell(read(html, "run", CHAPTERS[-1]))
     notebook.cells[0].source = re.sub('ADDRESS = ".*"', 'ADDRESS = ""', notebook.cells[0].source)
-    with pytest.raises(CellExecutionError, match=r"Put wheels/coursepkg.* beside this notebook"):
+    with pytest.raises(CellExecutionError, match=r"Put coursepkg.* beside this notebook"):
         host.run(notebook)
     (wheel,) = (html / "wheels").glob("*.whl")
     shutil.copy(wheel, host.folder)
+    early = "import sys, types\nsys.modules['coursepkg'] = types.SimpleNamespace(__version__='0')"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(early))
     host.run(notebook)
-    assert f"Installed: coursepkg {wheel_version(ROOT)} from file:" in said(notebook.cells[0])
+    told = said(notebook.cells[1])
+    assert f"Installed: coursepkg {wheel_version(ROOT)} from file:" in told
+    assert "Now restart the kernel: it still works with coursepkg 0" in told
 
 
 def test_the_first_cell_would_rather_fail_than_replace_numpy(
@@ -400,6 +485,7 @@ def test_publishing_adds_to_the_branch_and_only_what_is_new(
     small_book.build()
     assert "is on gh-pages" in publish.publish(small_book.root, "origin")
     assert "already" in publish.publish(small_book.root, "origin")
+    first_wheels = [p.name for p in (small_book.root / "_build/html/wheels").iterdir()]
     small_book.answer(42)
     small_book.build()
     assert "is on gh-pages" in publish.publish(small_book.root, "origin")
@@ -411,6 +497,10 @@ def test_publishing_adds_to_the_branch_and_only_what_is_new(
     assert branch("rev-list", "--count", "gh-pages") == ["2"]
     html = small_book.root / "_build" / "html"
     files = {p.relative_to(html).as_posix() for p in html.rglob("*") if p.is_file()}
-    assert set(branch("ls-tree", "-r", "--name-only", "gh-pages")) == files
+    # Saved notebooks ask for the wheel of their day.
+    (old,) = (f"wheels/{name}" for name in first_wheels)
+    assert old not in files
+    assert set(branch("ls-tree", "-r", "--name-only", "gh-pages")) == files | {old}
+    assert "already" in publish.publish(small_book.root, "origin")
     assert {".nojekyll", "notebooks/run/small.ipynb", "binder/environment.yml"} <= files
     assert git("status", "--porcelain", "--untracked-files=no") == ""

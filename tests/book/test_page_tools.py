@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import build_book
 import nbformat
@@ -102,7 +102,8 @@ def test_a_fork_has_its_own_buttons_and_a_book_without_a_home_has_none(
     small_book.build()
     links = menu(small_book.page())
     assert not links.keys() & FORK
-    assert len(links) == len(EDITIONS) + 1
+    assert len(links) == len(EDITIONS) + 2
+    assert (small_book.root / "_build/html/book" / unquote(links["The package they need"])).exists()
     notebook = (small_book.root / "_build/html/notebooks/run/small.ipynb").read_text()
     assert 'ADDRESS = \\"\\"' in notebook
 
