@@ -49,7 +49,8 @@ def publish(root: Path, remote: str) -> str:
             git("fetch", "--quiet", *(["--depth=1"] if is_shallow else []), remote, BRANCH)
             parents = ["-p", git("rev-parse", "FETCH_HEAD")]
             # A notebook that a reader saved goes on asking for the wheel of its day.
-            git("read-tree", "--prefix=wheels/", "FETCH_HEAD:wheels")
+            if git("ls-tree", "FETCH_HEAD", "wheels"):
+                git("read-tree", "--prefix=wheels/", "FETCH_HEAD:wheels")
         git("add", "--force", "--ignore-removal", str(html))
         tree = git("write-tree")
         if parents and git("rev-parse", "FETCH_HEAD^{tree}") == tree:

@@ -479,6 +479,7 @@ def test_publishing_adds_to_the_branch_and_only_what_is_new(
     git("remote", "add", "origin", str(bare))
     git("add", "book")
     git("commit", "--quiet", "-m", "A small book")
+    git("push", "--quiet", "origin", "HEAD:refs/heads/gh-pages")  # what was there before us
 
     with pytest.raises(ValueError, match="not up to date"):
         publish.publish(small_book.root, "origin")
@@ -494,7 +495,7 @@ def test_publishing_adds_to_the_branch_and_only_what_is_new(
         command = ["git", "-C", str(bare), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
-    assert branch("rev-list", "--count", "gh-pages") == ["2"]
+    assert branch("rev-list", "--count", "gh-pages") == ["3"]
     html = small_book.root / "_build" / "html"
     files = {p.relative_to(html).as_posix() for p in html.rglob("*") if p.is_file()}
     # Saved notebooks ask for the wheel of their day.
