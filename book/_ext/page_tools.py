@@ -28,8 +28,9 @@ def add_menus(
         launches = published.launches(name)
         wheel = f"coursepkg-{version}-py3-none-any.whl"
         notebooks = [
-            (text, f"notebooks/{kind}/{name}.ipynb", f"{name}-{kind}.ipynb".replace("-run", ""))
+            (text, f"notebooks/{kind}/{name}.ipynb", f"{name}{suffix}.ipynb")
             for kind, (text, _) in EDITIONS.items()
+            for suffix in ["" if kind == "run" else f"-{kind}"]
         ]
         downloads = [*notebooks, ("The package they need", f"wheels/{wheel}", wheel), *downloads]
     source = str(app.env.doc2path(page, base=False)) if doctree is not None else ""
