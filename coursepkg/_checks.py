@@ -8,13 +8,15 @@ in double precision, also where the caller's data are float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["array", "count", "design", "generator_or_none", "positive", "scalar"]
+__all__ = ["array", "count", "design", "function", "generator_or_none", "positive", "scalar"]
 
 
 def array(name: str, value: Tensor, *, ndim: int | None = None) -> Float[Tensor, "..."]:
@@ -140,6 +142,16 @@ def count(name: str, value: int, *, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def function(name: str, value: Callable[..., Any]) -> None:
+    """Check something that can be called.
+
+    Raises:
+        TypeError: ``value`` cannot be called.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__} {value!r}")
 
 
 def generator_or_none(generator: torch.Generator | None) -> torch.Generator | None:

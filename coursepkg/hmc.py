@@ -1,0 +1,332 @@
+r"""Hamiltonian Monte Carlo that tunes itself: leapfrog, step size, mass and trajectory length.
+
+A position :math:`\theta` gets a random momentum :math:`p \sim \mathcal N(0, M)` and moves along
+
+.. math::
+    \dot\theta = M^{-1} p , \qquad \dot p = \nabla \log p(\theta) ,
+
+on which the energy :math:`H = -\log p(\theta) + \tfrac12 p^\top M^{-1} p` is constant. Leapfrog
+steps follow the path nearly, run backwards exactly, and keep volumes, so that accepting the end
+with probability :math:`\min(1, e^{-\Delta H})` corrects for the rest. All chains advance together:
+each leapfrog step is a few operations on tensors of shape ``(chains, dim)``.
+
+Source:
+    Neal (2011), "MCMC using Hamiltonian dynamics", Handbook of Markov Chain Monte Carlo, chapter 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from coursepkg import _checks
+from coursepkg.adaptation import DualAveraging, harmonic_mean, pooled_covariance
+from coursepkg.density import LogDensity, value_and_grad
+from coursepkg.mcmc import accept, normal_like
+
+__all__ = ["HMC", "HMCInfo", "HMCState", "hmc", "leapfrog"]
+
+# An energy error beyond this is no rounding: the path has left the region it can follow.
+DIVERGENCE = 1000.0
+# No trajectory takes more steps than this, whatever the tuning thinks.
+MAX_STEPS = 1000
+# Where the windows of the warm-up end, in parts of it.
+WINDOW_ENDS = (0.1, 0.25, 0.5, 0.8)
+# How many paths the choice of a length is based on.
+MIN_PATHS = 256
+
+
+class HMCState(NamedTuple):
+    """Where the chains are, with the gradient that the next leapfrog step starts from.
+
+    Attributes:
+        position: Parameter vectors, shape ``(chains, dim)``.
+        log_density: Their log densities, shape ``(chains,)``, in nats.
+        gradient: Gradients of the log density, shape ``(chains, dim)``.
+    """
+
+    position: Float[Tensor, "chains dim"]
+    log_density: Float[Tensor, " chains"]
+    gradient: Float[Tensor, "chains dim"]
+
+
+class HMCInfo(NamedTuple):
+    """What a step tells about itself.
+
+    Attributes:
+        log_density: Log density after the step, shape ``(chains,)``, in nats.
+        acceptance: Probability with which the end of the path was accepted, shape ``(chains,)``.
+        energy: :math:`H` with the fresh momentum, shape ``(chains,)``, in nats.
+        diverged: Whether the path's energy ran away, shape ``(chains,)``.
+    """
+
+    log_density: Float[Tensor, "*shape"]
+    acceptance: Float[Tensor, "*shape"]
+    energy: Float[Tensor, "*shape"]
+    diverged: Bool[Tensor, "*shape"]
+
+
+def _velocity(momentum: Tensor, inverse_mass: Tensor | None) -> Tensor:
+    """M⁻¹p; a vector is a diagonal, and ``None`` the identity."""
+    if inverse_mass is None:
+        return momentum
+    # M⁻¹ is symmetric; written this way the result keeps the layout that chains are stored in.
+    return momentum * inverse_mass if inverse_mass.ndim == 1 else (inverse_mass @ momentum.T).T
+
+
+def _kinetic(momentum: Tensor, inverse_mass: Tensor | None) -> Tensor:
+    return (momentum * _velocity(momentum, inverse_mass)).sum(dim=-1) / 2
+
+
+def leapfrog(
+    log_density: LogDensity,
+    state: HMCState,
+    momentum: Float[Tensor, "chains dim"],
+    step_size: float,
+    num_steps: int,
+    inverse_mass: Float[Tensor, "..."] | None = None,
+) -> tuple[HMCState, Float[Tensor, "chains dim"]]:
+    r"""Follow the dynamics for ``num_steps`` leapfrog steps.
+
+    .. math::
+        p \leftarrow p + \tfrac{\varepsilon}{2} \nabla \log p(\theta) , \quad
+        \theta \leftarrow \theta + \varepsilon M^{-1} p , \quad
+        p \leftarrow p + \tfrac{\varepsilon}{2} \nabla \log p(\theta)
+
+    Two half steps of the momentum that meet make a whole one, so that each step needs a single
+    gradient. Started from the end with the momentum reversed, it comes back to the start.
+
+    Args:
+        log_density: The target.
+        state: Where to start.
+        momentum: :math:`p`, shape ``(chains, dim)``.
+        step_size: :math:`\varepsilon`.
+        num_steps: How many steps, at least 1.
+        inverse_mass: :math:`M^{-1}`, shape ``(dim, dim)``, its diagonal, shape ``(dim,)``, or the
+            identity, ``None``.
+
+    Returns:
+        The state and the momentum at the end.
+
+    Source:
+        Neal (2011), equations 5.18 to 5.20.
+    """
+    position, gradient = state.position, state.gradient
+    momentum = momentum + step_size / 2 * gradient
+    for i in range(num_steps):
+        position = position + step_size * _velocity(momentum, inverse_mass)
+        value, gradient = value_and_grad(log_density, position)
+        last = i == num_steps - 1
+        momentum = momentum + (step_size / 2 if last else step_size) * gradient
+    return HMCState(position, value, gradient), momentum
+
+
+@dataclass(frozen=True)
+class HMC:
+    """The kernel that :func:`hmc` makes.
+
+    Attributes:
+        log_density: The target.
+        step_size: Size of a leapfrog step; ``None`` until tuned.
+        trajectory_length: Mean of step size times number of steps; 5 steps until tuned.
+        inverse_mass: :math:`M^{-1}`, shape ``(dim, dim)``, or its diagonal, shape ``(dim,)``; the
+            identity until tuned.
+    """
+
+    log_density: LogDensity
+    step_size: float | None = None
+    trajectory_length: float | None = None
+    inverse_mass: Float[Tensor, "..."] | None = None
+
+    def init(self, position: Float[Tensor, "chains dim"]) -> HMCState:
+        """Evaluate density and gradient at the positions."""
+        return HMCState(position, *value_and_grad(self.log_density, position))
+
+    def step(
+        self, state: HMCState, *, generator: torch.Generator | None = None
+    ) -> tuple[HMCState, HMCInfo]:
+        """Draw a momentum, follow the path for a random time, and take its end or stay."""
+        if self.step_size is None:
+            raise ValueError("step_size must be a number, got None: give one, or warm up first")
+        mean_steps = self.trajectory_length / self.step_size if self.trajectory_length else 5
+        # A random number of steps: a fixed one can fall in with a period of the motion.
+        num_steps = 2 * mean_steps * float(torch.rand((), generator=generator))
+        num_steps = min(max(1, round(num_steps)), MAX_STEPS)
+        momentum = self._momentum(state.position, generator)
+        energy = _kinetic(momentum, self.inverse_mass) - state.log_density
+        proposal, momentum = leapfrog(
+            self.log_density, state, momentum, self.step_size, num_steps, self.inverse_mass
+        )
+        log_ratio = energy - (_kinetic(momentum, self.inverse_mass) - proposal.log_density)
+        diverged = ~(log_ratio > -DIVERGENCE)  # also where it is NaN
+        state, acceptance = accept(log_ratio, proposal, state, generator=generator)
+        return state, HMCInfo(state.log_density, acceptance, energy, diverged)
+
+    def warm_up(
+        self,
+        state: HMCState,
+        num_steps: int,
+        *,
+        generator: torch.Generator | None = None,
+        tick: Callable[[], object] = lambda: None,
+    ) -> tuple[HMC, HMCState]:
+        """Move the chains, and tune what is not given.
+
+        The step size follows the acceptance all the time. At the end of each window the mass is
+        taken from the window's draws, of all chains together, and then the trajectory length from
+        paths that start where the chains are. After the last window only the step size moves.
+
+        Raises:
+            ValueError: There is something to tune, and fewer than 20 steps to do it in.
+        """
+        tuned = self
+        if None in (self.step_size, self.trajectory_length, self.inverse_mass) and num_steps:
+            _checks.count("num_warmup, where HMC tunes itself,", num_steps, minimum=20)
+        averaging = tuned._first_step_size(state, generator)
+        ends = {round(part * num_steps) for part in WINDOW_ENDS}
+        window: list[Tensor] = []
+        for i in range(num_steps):
+            tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
+            state, info = tuned.step(state, generator=generator)
+            averaging.update(info.acceptance)
+            window.append(state.position)
+            if i + 1 in ends:
+                if self.inverse_mass is None:
+                    tuned = replace(tuned, inverse_mass=pooled_covariance(torch.cat(window)))
+                averaging = tuned._first_step_size(state, generator)
+                tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
+                if self.trajectory_length is None:
+                    length = tuned._best_length(state, generator)
+                    tuned = replace(tuned, trajectory_length=length)
+                window = []
+            tick()
+        return replace(tuned, step_size=self.step_size or averaging.average), state
+
+    def _momentum(self, position: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw p ~ N(0, M), where M is known by its inverse."""
+        noise = normal_like(position, generator)
+        if self.inverse_mass is None:
+            return noise
+        if self.inverse_mass.ndim == 1:
+            return noise / self.inverse_mass.sqrt()
+        # With M⁻¹ = L Lᵀ the covariance of L⁻ᵀ times noise is M.
+        root = torch.linalg.cholesky(self.inverse_mass)
+        return torch.linalg.solve_triangular(root.T, noise.T, upper=True).contiguous().T
+
+    def _first_step_size(self, state: HMCState, generator: torch.Generator | None) -> DualAveraging:
+        """Double or halve the step size until one leapfrog step is accepted half of the time."""
+        momentum = self._momentum(state.position, generator)
+        energy = _kinetic(momentum, self.inverse_mass) - state.log_density
+
+        def good(step_size: float) -> bool:
+            end, p = leapfrog(self.log_density, state, momentum, step_size, 1, self.inverse_mass)
+            log_ratio = energy - _kinetic(p, self.inverse_mass) + end.log_density
+            return harmonic_mean(log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()) > 0.5
+
+        step_size = self.step_size or 1.0
+        factor = 2.0 if good(step_size) else 0.5
+        while 1e-10 < step_size < 1e10 and good(step_size) == (factor > 1):
+            step_size *= factor
+        return DualAveraging(step_size)
+
+    def _best_length(self, state: HMCState, generator: torch.Generator | None) -> float:
+        r"""The length of path that gains most for each gradient.
+
+        The gain is the mean of :math:`(\lVert\theta' - m\rVert^2 - \lVert\theta - m\rVert^2)^2`
+        between the path's end and its start, in units of the mass, weighted by the acceptance.
+
+        Source:
+            Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory
+            lengths in Hamiltonian Monte Carlo", AISTATS.
+        """
+        copies = math.ceil(MIN_PATHS / len(state.position))
+        state = HMCState(*(field.repeat(copies, *[1] * (field.ndim - 1)) for field in state))
+        momentum = self._momentum(state.position, generator)
+        energy = _kinetic(momentum, self.inverse_mass) - state.log_density
+        center = state.position.mean(dim=0)
+
+        def distance(position: Tensor) -> Tensor:
+            # p = M(θ − m) is the momentum whose kinetic energy is half the squared distance.
+            offset = position - center
+            if self.inverse_mass is None:
+                return offset.square().sum(dim=-1)
+            if self.inverse_mass.ndim == 1:
+                return (offset.square() / self.inverse_mass).sum(dim=-1)
+            root = torch.linalg.cholesky(self.inverse_mass)
+            return torch.linalg.solve_triangular(root, offset.T, upper=False).square().sum(dim=0)
+
+        start = distance(state.position)
+        best, best_rate = 1, -1.0
+        for num_steps in range(1, MAX_STEPS + 1):
+            state, momentum = leapfrog(
+                self.log_density, state, momentum, self.step_size, 1, self.inverse_mass
+            )
+            log_ratio = energy - _kinetic(momentum, self.inverse_mass) + state.log_density
+            acceptance = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
+            gain = acceptance * (distance(state.position) - start).square()
+            rate = float(gain.nan_to_num(nan=0.0, posinf=0.0).mean()) / num_steps
+            if rate > best_rate:
+                best, best_rate = num_steps, rate
+            if num_steps > 3 * best + 10:
+                break
+        return best * self.step_size
+
+
+def hmc(
+    log_density: LogDensity,
+    *,
+    step_size: float | None = None,
+    trajectory_length: float | None = None,
+    inverse_mass: Float[Tensor, "..."] | None = None,
+) -> HMC:
+    r"""Hamiltonian Monte Carlo for :func:`coursepkg.mcmc.sample`, without anything to tune.
+
+    Args:
+        log_density: The target. If it has a method ``value_and_grad``, that is used; else autograd.
+        step_size: Size of a leapfrog step.
+        trajectory_length: Mean length of a path: step size times number of steps.
+        inverse_mass: :math:`M^{-1}`, symmetric and positive definite, shape ``(dim, dim)``, or its
+            diagonal, shape ``(dim,)``; best is the covariance of the target.
+
+    Returns:
+        A kernel. What is ``None`` is tuned in the warm-up, which then needs 20 steps or more (100
+        do well): the step size to a harmonic mean acceptance of 0.8 by dual averaging, the mass to
+        the covariance of the draws, the length to the largest gain per gradient.
+
+    Raises:
+        TypeError: ``log_density`` cannot be called, or an argument is of the wrong kind.
+        ValueError: A number is not positive, or ``inverse_mass`` not positive definite.
+
+    Source:
+        Neal (2011), "MCMC using Hamiltonian dynamics", Handbook of Markov Chain Monte Carlo,
+        chapter 5; Hoffman and Gelman (2014), "The No-U-Turn Sampler", Journal of Machine Learning
+        Research 15, for dual averaging; Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC
+        scheme for setting trajectory lengths in Hamiltonian Monte Carlo", AISTATS, for many chains
+        that are tuned together.
+
+    Example:
+        >>> from coursepkg.mcmc import sample
+        >>> kernel = hmc(lambda theta: -theta.square().sum(-1) / 2)
+        >>> sample(kernel, torch.zeros(16, 2), 100, num_warmup=50, progress=False).draws.shape
+        torch.Size([16, 100, 2])
+    """
+    _checks.function("log_density", log_density)
+    if step_size is not None:
+        step_size = _checks.positive("step_size", step_size)
+    if trajectory_length is not None:
+        trajectory_length = _checks.positive("trajectory_length", trajectory_length)
+    if inverse_mass is not None:
+        if _checks.array("inverse_mass", inverse_mass).ndim not in (1, 2):
+            raise ValueError(
+                f"inverse_mass must have 1 or 2 dimensions, got shape {tuple(inverse_mass.shape)}"
+            )
+        whole = inverse_mass.diag() if inverse_mass.ndim == 1 else inverse_mass
+        if torch.linalg.cholesky_ex(whole).info:
+            raise ValueError("inverse_mass must be symmetric and positive definite")
+    return HMC(log_density, step_size, trajectory_length, inverse_mass)
