@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := plot,data,book,test
+EXTRAS := plot,data,arviz,book,test
 CHECKED := coursepkg tools tests benchmarks book/_ext
 
 # nbval runs the notebooks as tools/build_book.py did: this checkout's package, one thread, no bars.
