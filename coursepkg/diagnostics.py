@@ -211,14 +211,12 @@ def rank_rhat(
     draws = _check_draws(draws)
     if num_superchains is None:
         draws = _split(draws)
-    return _rank_rhat(draws, _rank_normalize(draws), num_superchains)
-
-
-def _rank_rhat(draws: Tensor, ranks: Tensor, num_superchains: int | None) -> Tensor:
-    folded = _rank_normalize((draws - _quantile(draws, 0.5)).abs())
+    folded = (draws - _quantile(draws, 0.5)).abs()
+    ranks, folded_ranks = _rank_normalize(draws), _rank_normalize(folded)
     if num_superchains is None:
-        return torch.fmax(_rhat(ranks), _rhat(folded))
-    return torch.fmax(nested_rhat(ranks, num_superchains), nested_rhat(folded, num_superchains))
+        return torch.fmax(_rhat(ranks), _rhat(folded_ranks))
+    nested = nested_rhat(ranks, num_superchains)
+    return torch.fmax(nested, nested_rhat(folded_ranks, num_superchains))
 
 
 def nested_rhat(
@@ -263,19 +261,23 @@ def nested_rhat(
         >>> bool(nested_rhat(draws, num_superchains=4) < 1.01 < nested_rhat(draws, 64))
         True
     """
-    draws = _check_draws(draws)
-    _checks.count("num_superchains", num_superchains, minimum=2)
-    if len(draws) % num_superchains:
-        raise ValueError(
-            f"num_superchains must divide the number of chains, {len(draws)}, got {num_superchains}"
-        )
-    superchains = draws.unflatten(0, (num_superchains, -1))
+    superchains = _group(_check_draws(draws), num_superchains)
     variances, means = torch.var_mean(superchains, dim=2)
     within = variances.mean(dim=1)
     if superchains.shape[1] > 1:  # the mean of one chain has no spread
         within = within + means.var(dim=1)
     between = means.mean(dim=1).var(dim=0)
     return (1 + between / within.mean(dim=0)).sqrt()
+
+
+def _group(draws: Tensor, num_superchains: int) -> Tensor:
+    """Give the draws the shape (superchains, chains, draws, ...)."""
+    num_superchains = _checks.count("num_superchains", num_superchains, minimum=2)
+    if len(draws) % num_superchains:
+        raise ValueError(
+            f"num_superchains must divide the number of chains, {len(draws)}, got {num_superchains}"
+        )
+    return draws.unflatten(0, (num_superchains, -1))
 
 
 # --- Effective sample size ------------------------------------------------------------------------
@@ -399,6 +401,11 @@ def bulk_ess(draws: Float[Tensor, "chains draws *dims"]) -> Float[Tensor, "*dims
 
     Source:
         Vehtari et al. (2021), as above.
+
+    Example:
+        >>> draws = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
+        >>> bool(bulk_ess(draws.exp()) == bulk_ess(draws))  # the same ranks
+        True
     """
     return _ess(_rank_normalize(_split(_check_draws(draws))))
 
@@ -420,6 +427,12 @@ def quantile_ess(draws: Float[Tensor, "chains draws *dims"], prob: float) -> Flo
 
     Source:
         Vehtari et al. (2021), as above.
+
+    Example:
+        >>> noise = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
+        >>> draws = torch.where(torch.arange(500) < 25, -3.0, noise)  # started in the tail
+        >>> bool(10 * quantile_ess(draws, 0.02) < quantile_ess(draws, 0.5))
+        True
     """
     draws, prob = _check_draws(draws), _check_prob(prob)
     return _ess(_split((draws <= _quantile(draws, prob)).double()))
@@ -440,6 +453,11 @@ def tail_ess(draws: Float[Tensor, "chains draws *dims"]) -> Float[Tensor, "*dims
 
     Source:
         Vehtari et al. (2021), as above.
+
+    Example:
+        >>> draws = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
+        >>> bool(tail_ess(draws) <= quantile_ess(draws, 0.95))
+        True
     """
     return torch.minimum(quantile_ess(draws, 0.05), quantile_ess(draws, 0.95))
 
@@ -456,6 +474,15 @@ def sd_ess(draws: Float[Tensor, "chains draws *dims"]) -> Float[Tensor, "*dims"]
     Raises:
         TypeError: ``draws`` is not a floating-point tensor.
         ValueError: It has fewer than 2 dimensions or 4 draws, or is not finite.
+
+    Source:
+        Vehtari et al. (2021), as above.
+
+    Example:
+        >>> sizes = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)).abs()
+        >>> antithetic = sizes * torch.tensor([1.0, -1.0]).repeat(250)
+        >>> bool(sd_ess(antithetic) < 2500 < effective_sample_size(antithetic))
+        True
     """
     return _ess(_split(_squared_distances(_check_draws(draws))))
 
@@ -479,6 +506,9 @@ def mcse_mean(draws: Float[Tensor, "chains draws *dims"]) -> Float[Tensor, "*dim
     Raises:
         TypeError: ``draws`` is not a floating-point tensor.
         ValueError: It has fewer than 2 dimensions or 4 draws, or is not finite.
+
+    Source:
+        Vehtari et al. (2021), as above.
 
     Example:
         >>> draws = torch.randn(4, 2500, generator=torch.Generator().manual_seed(0))
@@ -504,6 +534,14 @@ def mcse_sd(draws: Float[Tensor, "chains draws *dims"]) -> Float[Tensor, "*dims"
     Raises:
         TypeError: ``draws`` is not a floating-point tensor.
         ValueError: It has fewer than 2 dimensions or 4 draws, or is not finite.
+
+    Source:
+        Vehtari et al. (2021), as above.
+
+    Example:
+        >>> draws = torch.randn(4, 2500, generator=torch.Generator().manual_seed(0))
+        >>> print(f"{mcse_sd(draws).item():.3f}")  # 1 / sqrt(20 000)
+        0.007
     """
     squares = _squared_distances(_check_draws(draws))
     variance = squares.mean(dim=(0, 1))
@@ -535,6 +573,11 @@ def mcse_quantile(
 
     Source:
         Vehtari et al. (2021), as above.
+
+    Example:
+        >>> draws = torch.randn(4, 2500, generator=torch.Generator().manual_seed(0))
+        >>> print(f"{mcse_quantile(draws, 0.5).item():.2f}")  # sqrt(pi / 20 000)
+        0.01
     """
     try:
         from scipy.special import betaincinv
@@ -718,21 +761,15 @@ def summary(
     finite = draws.isfinite().flatten(0, 1).all(dim=0)
     usable = draws.where(finite, 0)
 
-    split = _split(usable)
-    ranks = _rank_normalize(split)
-    if num_superchains is None:
-        rhat = _rank_rhat(split, ranks, None)
-    else:
-        rhat = rank_rhat(usable, num_superchains=num_superchains)
     values = {
         "mean": usable.mean(dim=(0, 1)),
         "sd": usable.std(dim=(0, 1)),
         "quantile_05": _quantile(usable, 0.05),
         "quantile_95": _quantile(usable, 0.95),
         "mcse": mcse_mean(usable),
-        "bulk_ess": _ess(ranks),
+        "bulk_ess": bulk_ess(usable),
         "tail_ess": tail_ess(usable),
-        "rhat": rhat,
+        "rhat": rank_rhat(usable, num_superchains=num_superchains),
     }
     values = {name: value.where(finite, torch.nan) for name, value in values.items()}
     caption = f"{len(draws)} chain{'s' * (len(draws) > 1)} of {draws.shape[1]} draws"
