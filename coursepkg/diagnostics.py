@@ -885,7 +885,7 @@ def _doubts_of_info(info: Any) -> Iterator[str]:
                 f"{_chains(low)}. The energy changes too slowly to visit the tails: try other "
                 "parameters (a non-centred form)."
             )
-    if hasattr(info, "log_density") and info.log_density.isfinite().all():
+    if hasattr(info, "log_density"):
         lost = _lost(info.log_density.double())
         if lost.any():
             yield (

@@ -599,6 +599,25 @@ def test_lost_chains_are_found_among_few_and_many(num_chains: int, num_lost: int
     assert "Lost chains" not in starts(diagnostics.summary(chains)), "a higher density is no loss"
 
 
+@pytest.mark.parametrize(
+    ("means", "spread"),
+    [
+        ([0.0, -1, -2, -3, -4, -5, -6, -7], 0.1),  # all differ: no chain stands out
+        ([0.001, 0.0, -0.001, -0.5], 1.0),  # three agree by chance
+    ],
+)
+def test_a_chain_is_lost_only_when_it_stands_out_by_both_measures(
+    means: list[float], spread: float
+) -> None:
+    chains = good_chains(len(means))
+    noise = normals(len(means), 400)
+    noise = spread * (noise - noise.mean(dim=1, keepdim=True))
+    for lowest, lost in ((means[-1], False), (-40.0, True)):
+        levels = tensor([*means[:-1], lowest])[:, None]
+        summary = diagnostics.summary(with_info(chains, log_density=noise + levels))
+        assert ("Lost chains" in starts(summary)) == lost
+
+
 def test_more_than_three_names_are_counted() -> None:
     draws = normals(4, 200, 5) + 5 * torch.arange(4)[:, None, None]
     assert "theta[0], theta[1], theta[2] and 2 more." in diagnostics.summary(draws).warnings[0]
