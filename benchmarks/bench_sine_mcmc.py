@@ -32,6 +32,7 @@ import numpy as np
 import sine_contenders
 from harness import Row, one_core, versions
 from sine_contenders import REFERENCE, Array, Sampler
+from tqdm import tqdm
 
 RUNS = 30
 COUNTED = "delivered ESS/s, compilation counted"
@@ -162,7 +163,8 @@ def race() -> dict[str, list[Run] | str]:
     )
     with one_core():
         workers = {name: ProcessPoolExecutor(1, spawn) for name in names}
-        for seed in range(max(runs for _, runs, _ in CONTENDERS.values())):
+        rounds = max(runs for _, runs, _ in CONTENDERS.values())
+        for seed in tqdm(range(rounds), "rounds", disable=None):
             for name, worker in workers.items():
                 runs = found.setdefault(name, [])
                 if isinstance(runs, str) or seed >= CONTENDERS[name][1]:
@@ -210,7 +212,8 @@ def measure() -> Iterator[Row]:
     """A row with compilation and one without for each contender."""
     found = race()
     ours = found.get("coursepkg")
-    for name, runs in found.items():
+    for name in CONTENDERS:
+        runs = found[name]
         known = versions(*CONTENDERS[name][2])
         if isinstance(runs, str):
             yield Row("sine-mcmc", name, COUNTED, None, None, runs, known)
