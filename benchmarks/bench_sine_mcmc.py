@@ -24,7 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from statistics import NormalDist, median
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ UNCOUNTED = "delivered ESS/s, without compilation"
 CLAIMED = "claimed ESS/s, compilation counted"
 # By contender: how to prepare it, how many runs, and the packages whose versions matter.
 CONTENDERS: dict[str, tuple[Callable[[], tuple[Sampler, float]], int, tuple[str, ...]]] = {
+    "coursepkg": (sine_contenders.coursepkg, 40, ("torch",)),
+    "coursepkg-autograd": (partial(sine_contenders.coursepkg, supplied=False), RUNS, ("torch",)),
     "loop": (sine_contenders.loop, RUNS, ("torch",)),
     "numpyro": (sine_contenders.numpyro, RUNS, ("numpyro", "jax")),
     "blackjax-nuts": (sine_contenders.blackjax_nuts, RUNS, ("blackjax", "jax")),

@@ -110,6 +110,27 @@ def pyro() -> tuple[Sampler, float]:
     return sample, 0.0
 
 
+def coursepkg(*, supplied: bool = True) -> tuple[Sampler, float]:
+    """Ours, with nothing tuned; its chains start from an annealed population."""
+    import torch
+
+    from coursepkg import annealing, hmc, mcmc, networks
+
+    posterior = networks.sine_posterior()
+    # A plain function has no gradient of its own: autograd takes it.
+    target = posterior if supplied else lambda weights: posterior(weights)
+
+    def sample(seed: int) -> Array:
+        generator = torch.Generator().manual_seed(seed)
+        initial = annealing.anneal(target, posterior.dim, 256, generator=generator).position
+        chains = mcmc.sample(
+            hmc.hmc(target), initial, 200, num_warmup=100, generator=generator, progress=False
+        )
+        return chains.draws.numpy().astype(float)
+
+    return sample, 0.0
+
+
 def compiled(run: Callable[[Any], Any]) -> tuple[Sampler, float]:
     """Compile a whole run, a function of JAX's random key, once."""
     import jax
