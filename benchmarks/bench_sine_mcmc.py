@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 import sine_contenders
-from harness import Row, one_core, versions
+from harness import Row, digits, one_core, versions
 from sine_contenders import REFERENCE, Array, Sampler
 from tqdm import tqdm
 
@@ -178,11 +178,6 @@ def race() -> dict[str, list[Run] | str]:
         for worker in workers.values():
             worker.shutdown()
     return found
-
-
-def digits(value: float) -> str:
-    """Three digits, with no power of ten."""
-    return f"{float(f'{value:.3g}'):,g}"
 
 
 def rates(runs: list[Run]) -> tuple[float, float]:

@@ -52,6 +52,11 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def digits(value: float) -> str:
+    """Three digits, with no power of ten."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Time one call."""
     start = time.perf_counter()
