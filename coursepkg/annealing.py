@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from coursepkg import _checks
-from coursepkg.density import LogDensity, gradient, value
 from coursepkg.adaptation import DualAveraging, pooled_covariance
+from coursepkg.density import LogDensity, gradient, value
 from coursepkg.hmc import HMC
 
 __all__ = ["Population", "anneal"]

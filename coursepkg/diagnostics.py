@@ -37,13 +37,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from coursepkg import _checks
+from coursepkg.mcmc import Chains
 
 if TYPE_CHECKING:
     from arviz import InferenceData
-
-    from coursepkg.mcmc import Chains  # type: ignore[import-not-found, unused-ignore]
 else:
-    Chains = InferenceData = Any
+    InferenceData = Any
 
 __all__ = [
     "Summary",
