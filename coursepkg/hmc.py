@@ -72,16 +72,21 @@ class HMCInfo(NamedTuple):
     diverged: Bool[Tensor, "*shape"]
 
 
-def _velocity(momentum: Tensor, inverse_mass: Tensor | None) -> Tensor:
-    """M⁻¹p; a vector is a diagonal, and ``None`` the identity."""
+def _drift(
+    position: Tensor, momentum: Tensor, step_size: float, inverse_mass: Tensor | None
+) -> Tensor:
+    """θ + ε M⁻¹p; for M⁻¹ a vector is a diagonal, and ``None`` the identity."""
     if inverse_mass is None:
-        return momentum
+        return torch.add(position, momentum, alpha=step_size)
+    if inverse_mass.ndim == 1:
+        return torch.addcmul(position, momentum, inverse_mass, value=step_size)
     # M⁻¹ is symmetric; written this way the result keeps the layout that chains are stored in.
-    return momentum * inverse_mass if inverse_mass.ndim == 1 else (inverse_mass @ momentum.T).T
+    return torch.addmm(position.T, inverse_mass, momentum.T, alpha=step_size).T
 
 
 def _kinetic(momentum: Tensor, inverse_mass: Tensor | None) -> Tensor:
-    return (momentum * _velocity(momentum, inverse_mass)).sum(dim=-1) / 2
+    velocity = _drift(torch.zeros_like(momentum), momentum, 1.0, inverse_mass)
+    return (momentum * velocity).sum(dim=-1) / 2
 
 
 def leapfrog(
@@ -118,13 +123,13 @@ def leapfrog(
         Neal (2011), equations 5.18 to 5.20.
     """
     position = state.position
-    momentum = momentum + step_size / 2 * state.gradient
+    momentum = torch.add(momentum, state.gradient, alpha=step_size / 2)
     for _ in range(num_steps - 1):
-        position = position + step_size * _velocity(momentum, inverse_mass)
-        momentum = momentum + step_size * gradient(log_density, position)
-    position = position + step_size * _velocity(momentum, inverse_mass)
+        position = _drift(position, momentum, step_size, inverse_mass)
+        momentum = torch.add(momentum, gradient(log_density, position), alpha=step_size)
+    position = _drift(position, momentum, step_size, inverse_mass)
     end = HMCState(position, *value_and_grad(log_density, position))
-    return end, momentum + step_size / 2 * end.gradient
+    return end, torch.add(momentum, end.gradient, alpha=step_size / 2)
 
 
 @dataclass(frozen=True)
@@ -152,16 +157,15 @@ class HMC:
         self, state: HMCState, *, generator: torch.Generator | None = None
     ) -> tuple[HMCState, HMCInfo]:
         """Draw a momentum, follow the path for a random time, and take its end or stay."""
-        if self.step_size is None:
-            raise ValueError("step_size must be a number, got None: give one, or warm up first")
-        mean_steps = self.trajectory_length / self.step_size if self.trajectory_length else 5
+        step_size = self._known_step_size()
+        mean_steps = self.trajectory_length / step_size if self.trajectory_length else 5
         # A random number of steps: a fixed one can fall in with a period of the motion.
         num_steps = 2 * mean_steps * float(torch.rand((), generator=generator))
         num_steps = min(max(1, round(num_steps)), MAX_STEPS)
         momentum = self._momentum(state.position, generator)
         energy = _kinetic(momentum, self.inverse_mass) - state.log_density
         proposal, momentum = leapfrog(
-            self.log_density, state, momentum, self.step_size, num_steps, self.inverse_mass
+            self.log_density, state, momentum, step_size, num_steps, self.inverse_mass
         )
         log_ratio = energy - (_kinetic(momentum, self.inverse_mass) - proposal.log_density)
         diverged = ~(log_ratio > -DIVERGENCE)  # also where it is NaN
@@ -202,21 +206,23 @@ class HMC:
                 averaging = tuned._first_step_size(state, generator)
                 tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
                 if self.trajectory_length is None:
-                    length = tuned._best_length(state, generator)
+                    length = tuned.best_length(state, generator=generator)
                     tuned = replace(tuned, trajectory_length=length)
                 window = []
             tick()
         return replace(tuned, step_size=self.step_size or averaging.average), state
 
+    def _known_step_size(self) -> float:
+        if self.step_size is None:
+            raise ValueError("step_size must be a number, got None: give one, or warm up first")
+        return self.step_size
+
     def _momentum(self, position: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw p ~ N(0, M), where M is known by its inverse."""
+        """Draw p ~ N(0, M): with M⁻¹ = L Lᵀ the covariance of L⁻ᵀ times noise is M."""
         noise = normal_like(position, generator)
         if self.inverse_mass is None:
             return noise
-        if self.inverse_mass.ndim == 1:
-            return noise / self.inverse_mass.sqrt()
-        # With M⁻¹ = L Lᵀ the covariance of L⁻ᵀ times noise is M.
-        root = torch.linalg.cholesky(self.inverse_mass)
+        root = _root(self.inverse_mass)
         return torch.linalg.solve_triangular(root.T, noise.T, upper=True).contiguous().T
 
     def _first_step_size(self, state: HMCState, generator: torch.Generator | None) -> DualAveraging:
@@ -227,7 +233,7 @@ class HMC:
         def good(step_size: float) -> bool:
             end, p = leapfrog(self.log_density, state, momentum, step_size, 1, self.inverse_mass)
             log_ratio = energy - _kinetic(p, self.inverse_mass) + end.log_density
-            return harmonic_mean(log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()) > 0.5
+            return harmonic_mean(_probability(log_ratio)) > 0.5
 
         step_size = self.step_size or 1.0
         factor = 2.0 if good(step_size) else 0.5
@@ -235,47 +241,66 @@ class HMC:
             step_size *= factor
         return DualAveraging(step_size)
 
-    def _best_length(self, state: HMCState, generator: torch.Generator | None) -> float:
-        r"""The length of path that gains most for each gradient.
+    def best_length(self, state: HMCState, *, generator: torch.Generator | None = None) -> float:
+        r"""The trajectory length that gains most for each gradient.
 
-        The gain is the mean of :math:`(\lVert\theta' - m\rVert^2 - \lVert\theta - m\rVert^2)^2`
-        between the path's end and its start, in units of the mass, weighted by the acceptance.
+        The gain of a path from :math:`\theta` to :math:`\theta'` is the square of
+        :math:`\lVert\theta' - m\rVert^2 - \lVert\theta - m\rVert^2`, in units of the mass, times
+        the acceptance: a path that turns back gains nothing. Long paths are followed from where the
+        chains are; each point on them says what ending there would gain.
+
+        Args:
+            state: Where the chains are.
+            generator: Source of randomness.
+
+        Returns:
+            The length at which the mean gain of the kernel's paths, whose lengths are uniform up to
+            twice that, is largest for its cost.
 
         Source:
             Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory
-            lengths in Hamiltonian Monte Carlo", AISTATS.
+            lengths in Hamiltonian Monte Carlo", AISTATS, for the gain.
         """
+        step_size = self._known_step_size()
         copies = math.ceil(MIN_PATHS / len(state.position))
         state = HMCState(*(field.repeat(copies, *[1] * (field.ndim - 1)) for field in state))
         momentum = self._momentum(state.position, generator)
         energy = _kinetic(momentum, self.inverse_mass) - state.log_density
         center = state.position.mean(dim=0)
+        root = None if self.inverse_mass is None else _root(self.inverse_mass)
 
         def distance(position: Tensor) -> Tensor:
-            # p = M(θ − m) is the momentum whose kinetic energy is half the squared distance.
-            offset = position - center
-            if self.inverse_mass is None:
-                return offset.square().sum(dim=-1)
-            if self.inverse_mass.ndim == 1:
-                return (offset.square() / self.inverse_mass).sum(dim=-1)
-            root = torch.linalg.cholesky(self.inverse_mass)
-            return torch.linalg.solve_triangular(root, offset.T, upper=False).square().sum(dim=0)
+            offset = (position - center).T
+            if root is not None:
+                offset = torch.linalg.solve_triangular(root, offset, upper=False)
+            return offset.square().sum(dim=0)
 
         start = distance(state.position)
-        best, best_rate = 1, -1.0
+        longest, best_rate, total = 1, -1.0, 0.0
         for num_steps in range(1, MAX_STEPS + 1):
             state, momentum = leapfrog(
-                self.log_density, state, momentum, self.step_size, 1, self.inverse_mass
+                self.log_density, state, momentum, step_size, 1, self.inverse_mass
             )
             log_ratio = energy - _kinetic(momentum, self.inverse_mass) + state.log_density
-            acceptance = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
-            gain = acceptance * (distance(state.position) - start).square()
-            rate = float(gain.nan_to_num(nan=0.0, posinf=0.0).mean()) / num_steps
+            gain = _probability(log_ratio) * (distance(state.position) - start).square()
+            total += float(gain.nan_to_num(nan=0.0, posinf=0.0).mean())
+            rate = total / num_steps**2  # mean gain of all lengths so far, over their mean
             if rate > best_rate:
-                best, best_rate = num_steps, rate
-            if num_steps > 3 * best + 10:
+                longest, best_rate = num_steps, rate
+            if num_steps > 1.5 * longest + 10:
                 break
-        return best * self.step_size
+        return longest / 2 * step_size
+
+
+def _probability(log_ratio: Tensor) -> Tensor:
+    return log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
+
+
+def _root(inverse_mass: Tensor) -> Tensor:
+    """The lower triangular L with L Lᵀ = M⁻¹."""
+    if inverse_mass.ndim == 1:
+        return inverse_mass.sqrt().diag()
+    return torch.linalg.cholesky(inverse_mass)
 
 
 def hmc(
@@ -296,7 +321,7 @@ def hmc(
 
     Returns:
         A kernel. What is ``None`` is tuned in the warm-up, which then needs 20 steps or more (100
-        do well): the step size to a harmonic mean acceptance of 0.8 by dual averaging, the mass to
+        do well): the step size to a harmonic mean acceptance of 0.75 by dual averaging, the mass to
         the covariance of the draws, the length to the largest gain per gradient.
 
     Raises:
