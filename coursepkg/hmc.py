@@ -161,7 +161,7 @@ class HMC:
         """Draw a momentum, follow the path for a random time, and take its end or stay."""
         step_size = self._known_step_size()
         mean_steps = self.trajectory_length / step_size if self.trajectory_length else FIRST_STEPS
-        # Any number of steps up to the longest: a fixed one can fall in with a period of the motion.
+        # Any number up to the longest: a fixed one can fall in with a period of the motion.
         longest = min(max(1, round(2 * mean_steps - 1)), MAX_STEPS)
         num_steps = 1 + int(longest * torch.rand((), generator=generator))
         return self._move(state, step_size, num_steps, generator)
