@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
-from statistics import NormalDist, median
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ import sine_contenders
 from harness import Row, digits, one_core, versions
 from sine_contenders import REFERENCE, Array, Sampler
 from tqdm import tqdm
+
+from coursepkg import diagnostics
 
 RUNS = 30
 COUNTED = "delivered ESS/s, compilation counted"
@@ -78,34 +80,12 @@ class Run(NamedTuple):
 
 
 def nested_rhat(draws: Array) -> float:
-    """Nested R-hat of (chains, draws), the chains in at most 16 groups; one chain is split."""
-    chains = draws.reshape(2, -1) if len(draws) == 1 else draws
-    groups = np.array_split(chains, min(16, len(chains)))
-    between = np.var([group.mean() for group in groups], ddof=1)
-    spread = [g.mean(1).var(ddof=1) if len(g) > 1 else 0.0 for g in groups]
-    within = [group.var(1, ddof=1).mean() for group in groups]
-    return float(np.sqrt(1 + between / np.mean(np.add(spread, within))))
+    """The largest nested R-hat of (chains, draws, quantities), the chains in 16 groups at most.
 
-
-def bulk_ess(draws: Array) -> float:
-    """Effective draws that (chains, draws) claim: split, rank-normalised, Geyer's truncation."""
-    half = draws.shape[1] // 2
-    split = np.concatenate([draws[:, :half], draws[:, -half:]])
-    ranks = split.ravel().argsort().argsort().reshape(split.shape) + 1
-    grid = np.linspace(-4, 4, 4001)  # the normal quantile function, by interpolation
-    cdf = np.array([NormalDist().cdf(z) for z in grid])
-    scores = np.interp((ranks - 3 / 8) / (split.size + 1 / 4), cdf, grid)
-    centred = scores - scores.mean(1, keepdims=True)
-    spectrum = np.abs(np.fft.rfft(centred, 2 * half)) ** 2
-    covariance = np.fft.irfft(spectrum)[:, :half].mean(0) / half
-    within = covariance[0] * half / (half - 1)
-    total = covariance[0] + scores.mean(1).var(ddof=1)
-    correlation = 1 - (within - covariance) / total
-    correlation[0] = 1
-    pairs = correlation[: half // 2 * 2].reshape(-1, 2).sum(1)
-    positive = pairs[: np.argmax(pairs < 0)] if (pairs < 0).any() else pairs
-    time_scale = 2 * np.minimum.accumulate(positive).sum() - 1
-    return float(split.size / max(time_scale, 1 / np.log10(split.size)))
+    Neighbours in our population may share an ancestor, and stay together. One chain is split.
+    """
+    chains = draws.reshape(2, -1, draws.shape[-1]) if len(draws) == 1 else draws
+    return float(diagnostics.nested_rhat(torch.from_numpy(chains), min(16, len(chains))).max())
 
 
 @cache
@@ -123,16 +103,15 @@ def run(name: str, seed: int) -> Run:
     chains, draws, _ = weights.shape
     f = sine_contenders.functions(weights, REFERENCE["x_test"])
     log_posterior = sine_contenders.log_posterior(weights)
-    columns = np.moveaxis(f, -1, 0)
     return Run(
         seconds,
         compilation,
         chains,
         draws,
         f.mean((0, 1)),
-        min(map(bulk_ess, columns)),
-        max(map(nested_rhat, columns)),
-        nested_rhat(log_posterior),
+        float(diagnostics.bulk_ess(torch.from_numpy(f)).min()),
+        nested_rhat(f),
+        nested_rhat(log_posterior[..., None]),
         int((log_posterior.mean(1) < sine_contenders.LOST).sum()),
     )
 

@@ -114,7 +114,7 @@ def coursepkg(*, supplied: bool = True) -> tuple[Sampler, float]:
     """Ours, with nothing tuned; its chains start from an annealed population."""
     import torch
 
-    from coursepkg import annealing, hmc, mcmc, networks
+    from coursepkg import annealing, mcmc, networks
 
     posterior = networks.sine_posterior()
     # A plain function has no gradient of its own: autograd takes it.
@@ -122,9 +122,9 @@ def coursepkg(*, supplied: bool = True) -> tuple[Sampler, float]:
 
     def sample(seed: int) -> Array:
         generator = torch.Generator().manual_seed(seed)
-        initial = annealing.anneal(target, posterior.dim, 256, generator=generator).position
+        start = annealing.anneal(target, posterior.dim, 512, generator=generator)
         chains = mcmc.sample(
-            hmc.hmc(target), initial, 200, num_warmup=100, generator=generator, progress=False
+            start.kernel, start.position, 100, num_warmup=10, generator=generator, progress=False
         )
         return chains.draws.numpy().astype(float)
 

@@ -36,7 +36,7 @@ __all__ = ["Population", "anneal"]
 
 # In units of the population's own spread, a path of this length goes a good part of the way round.
 TRAJECTORY_LENGTH = 0.5
-# Beyond this many steps the density is no density: it cannot be normalized.
+# A path that takes more than this leads nowhere.
 MAX_TEMPERATURES = 1000
 
 
@@ -153,8 +153,9 @@ def anneal(
         temperatures.append(beta)
         if len(temperatures) > MAX_TEMPERATURES:
             raise ValueError(
-                f"log_density must have a finite integral; after {MAX_TEMPERATURES} steps the path "
-                f"to it is only at {beta:.3g}"
+                f"log_density must be within reach and have a finite integral; after "
+                f"{MAX_TEMPERATURES} temperatures the path from start_scale {scale:g} is at "
+                f"{beta:.3g} of 1"
             )
         # The population is its own warm-up: its covariance is the mass.
         kernel = HMC(

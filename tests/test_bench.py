@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench_sine_mcmc import bulk_ess, delivered, nested_rhat, relative_error
+from bench_sine_mcmc import delivered, relative_error
 from sine_contenders import REFERENCE, X, Y, log_posterior
 from torch.distributions import Normal
 
@@ -50,18 +50,3 @@ def test_the_jackknife_tells_the_scatter_of_delivered() -> None:
 def test_a_bias_delivers_nothing() -> None:
     biased = means_of_runs(400, 30, seed=1) + SD
     assert delivered(biased) == pytest.approx(1, rel=0.3)
-
-
-def test_claims_of_known_chains() -> None:
-    random = np.random.default_rng(2)
-    noise = random.standard_normal((64, 1000))
-    chains = np.zeros_like(noise)
-    for i in range(1, 1000):
-        chains[:, i] = 0.5 * chains[:, i - 1] + noise[:, i]
-    truth = chains.size * (1 - 0.5) / (1 + 0.5)
-    assert bulk_ess(chains) == pytest.approx(truth, rel=0.1)
-    assert bulk_ess(noise) == pytest.approx(noise.size, rel=0.1)
-    assert nested_rhat(chains) < 1.01
-    apart = chains + np.repeat([0, 1], 32)[:, None]
-    assert nested_rhat(apart) > 1.05
-    assert bulk_ess(apart) < truth / 10

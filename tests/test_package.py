@@ -15,8 +15,10 @@ PROBE = """
 import sys
 import coursepkg
 from coursepkg import basis, bayes_linear, data, linear
+from coursepkg import annealing, diagnostics, hmc, langevin, mcmc, networks
 print(coursepkg.__file__)
-heavy = {"matplotlib", "seaborn", "pyro", "sklearn", "statsmodels", "mlxtend", "pandas"}
+heavy = {"matplotlib", "seaborn", "pyro", "sklearn", "statsmodels", "mlxtend", "pandas",
+         "arviz", "scipy"}
 print(sorted(heavy & set(sys.modules)))
 import torch
 print(linear.fit_ols(basis.polynomial(torch.arange(3.0), degree=1), torch.arange(3.0)).coefficients)
