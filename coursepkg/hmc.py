@@ -40,6 +40,8 @@ MAX_STEPS = 1000
 FIRST_STEPS = 5
 # How many it has in the mean, at most, before the last window.
 EARLY_STEPS = 30
+# What a draw costs beside its leapfrog steps (a momentum, a choice), in leapfrog steps.
+DRAW_COST = 4
 # A step size of 1024 halved so often is beyond what rounding leaves of a step.
 MAX_HALVINGS = 60
 # Where the windows of the warm-up end, in parts of it.
