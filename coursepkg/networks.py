@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -191,6 +191,7 @@ class MLP:
         return torch.cat(pieces[::-1])
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """How targets scatter about a network's outputs."""
 
