@@ -1,4 +1,4 @@
-"""Posteriors that others sampled: means and standard deviations agree with posteriordb's references.
+"""Posteriors that others sampled: means and sds agree with the references of posteriordb.
 
 Each model is written as one would write it, and sampled from random starts with nothing tuned by
 hand. A number agrees when it is within 4 standard errors of the reference, with the Monte Carlo
@@ -20,6 +20,7 @@ from torch.distributions import Gamma, HalfCauchy, HalfNormal, MultivariateNorma
 from torch.distributions import constraints as c
 from torch.nn.functional import pad
 
+from coursepkg import diagnostics
 from coursepkg.density import Space
 from coursepkg.hmc import hmc
 from coursepkg.mcmc import Chains, sample
@@ -190,19 +191,11 @@ def run(model: Model, log_density: Any = None, *, seed: int = 1) -> tuple[Chains
     return chains, model.report(model.space.constrain(chains.draws))
 
 
-def mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of all draws and its Monte Carlo error, from chain means: the chains are independent."""
-    means = draws.mean(1)
-    return means.mean(0), means.std(0) / len(means) ** 0.5
-
-
 def compare(draws: Tensor, truth: Any) -> tuple[Tensor, Tensor]:
     """Z scores of means and sds: against the reference, and against the exact answer or zeros."""
-    mean, mean_error = mean_and_error(draws)
-    variance, variance_error = mean_and_error((draws - mean).square())
-    sd = variance.sqrt()
-    ours = torch.cat([mean, sd])
-    error = torch.cat([mean_error, variance_error / (2 * sd)])
+    flat = draws.flatten(0, 1)
+    ours = torch.cat([flat.mean(0), flat.std(0)])
+    error = torch.cat([diagnostics.mcse_mean(draws), diagnostics.mcse_sd(draws)])
 
     def column(table: Any, *names: str) -> Tensor:
         return torch.tensor([row[n] for n in names for row in table.values()]).to(ours)
@@ -224,9 +217,9 @@ def test_means_and_sds_agree_with_the_reference(name: str) -> None:
     assert z.abs().max() < 4
     assert z_exact.abs().max() < 4.5
     assert not chains.info.diverged.any()
+    assert diagnostics.rank_rhat(draws).max() < 1.02
     # An error bar so wide that everything agrees would prove nothing.
-    mean, error = mean_and_error(draws)
-    assert (error / (draws - mean).square().mean((0, 1)).sqrt()).max() < 0.05
+    assert (diagnostics.mcse_mean(draws) / draws.flatten(0, 1).std(0)).max() < 0.05
 
 
 @pytest.mark.parametrize(
