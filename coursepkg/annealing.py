@@ -108,7 +108,8 @@ def anneal(
         num_moves: How many steps of HMC at each temperature; four times as many at the last one.
         dtype: Of the particles; torch's default where it is ``None``. In float32 a step takes half
             of the time; take float64 where log densities run into the ten thousands.
-        generator: Source of randomness; torch's global one where it is ``None``.
+        generator: Source of randomness; torch's global one where it is ``None``. The particles live
+            on its device.
 
     Returns:
         The population at :math:`\beta = 1`, and the estimate of the log evidence.
@@ -134,8 +135,11 @@ def anneal(
     scale = _checks.positive("start_scale", start_scale)
     generator = _checks.generator_or_none(generator)
 
-    position = scale * torch.randn(num_particles, dim, dtype=dtype, generator=generator)
-    ancestors = torch.arange(num_particles)
+    device = generator.device if generator else None
+    position = scale * torch.randn(
+        num_particles, dim, dtype=dtype, generator=generator, device=device
+    )
+    ancestors = torch.arange(num_particles, device=device)
     temperatures, log_evidence, step_size = [0.0], 0.0, 0.5
     while temperatures[-1] < 1:
         target = _Tempered(log_density, scale, temperatures[-1])
@@ -197,5 +201,6 @@ def _resample(
 ) -> Int[Tensor, " particles"]:
     """Choose particles by weight, each as often as it deserves up to rounding; in order."""
     count = len(weights)
-    points = (torch.arange(count) + torch.rand(1, generator=generator)) / count
+    shift = torch.rand((), generator=generator, device=weights.device)
+    points = (torch.arange(count, device=weights.device) + shift) / count
     return torch.searchsorted(weights.cumsum(dim=0), points.to(weights)).clamp(max=count - 1)

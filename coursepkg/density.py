@@ -10,13 +10,14 @@ engines never meet a wall.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Size, Tensor
-from torch.distributions import Distribution, Transform, biject_to
+from torch.distributions import Distribution, Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from coursepkg import _checks
@@ -24,6 +25,7 @@ from coursepkg import _checks
 __all__ = ["LogDensity", "Space", "gradient", "value", "value_and_grad"]
 
 
+@runtime_checkable
 class LogDensity(Protocol):
     """A log density over flat parameter vectors: ``(..., dim)`` to ``(...)``.
 
@@ -115,11 +117,11 @@ def gradient(
     return supplied(theta) if supplied is not None else value_and_grad(log_density, theta)[1]
 
 
-def _checked(values: Tensor, theta: Tensor) -> Tensor:
+def _checked(values: Tensor, theta: Tensor, name: str = "log_density") -> Tensor:
     if not isinstance(values, Tensor) or values.shape != theta.shape[:-1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"log_density must return one value for each parameter vector: for theta of shape "
+            f"{name} must return one value for each parameter vector: for theta of shape "
             f"{tuple(theta.shape)} a tensor of shape {tuple(theta.shape[:-1])}, got {got}; sum "
             "over data points, and over nothing else"
         )
@@ -155,11 +157,42 @@ def _for_each_row(
     return values, others
 
 
+class _LowerCholesky(Transform):
+    """Fill a lower triangle row by row, the diagonal by its logarithm: n(n + 1)/2 coordinates."""
+
+    domain = constraints.real_vector
+    codomain = constraints.lower_cholesky
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        size = self.forward_shape(x.shape)[-1]
+        filled = x.new_zeros(*x.shape[:-1], size, size)
+        filled[..., *torch.tril_indices(size, size)] = x
+        return filled.tril(-1) + filled.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        filled = y.tril(-1) + y.diagonal(dim1=-2, dim2=-1).log().diag_embed()
+        return filled[..., *torch.tril_indices(*y.shape[-2:])]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+
+    def forward_shape(self, shape: Size) -> Size:
+        size = math.isqrt(2 * shape[-1])
+        return Size((*shape[:-1], size, size))
+
+    def inverse_shape(self, shape: Size) -> Size:
+        if shape[-2] != shape[-1]:
+            raise ValueError("not square")
+        return Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
+
+
 class Space:
     r"""Named parameters with their constraints, and the flat unconstrained vector behind them.
 
     Each parameter :math:`\theta = T(u)` is a smooth bijection of unconstrained coordinates
-    :math:`u` (``torch.distributions.biject_to`` chooses :math:`T`), and densities transform as
+    :math:`u` (``torch.distributions.biject_to`` chooses :math:`T`; a Cholesky factor has the
+    logarithms of its diagonal for coordinates), and densities transform as
 
     .. math::
         \log p_u(u) = \log p_\theta(T(u)) + \log \lvert \det \partial T / \partial u \rvert .
@@ -175,7 +208,7 @@ class Space:
         names: A name for each coordinate of :meth:`flatten`, such as ``theta[0]``.
 
     Raises:
-        TypeError: An entry is no constraint.
+        TypeError: An entry is no constraint, or one that no smooth bijection leads to.
         ValueError: There are no parameters, or a shape does not fit its constraint.
 
     Source:
@@ -193,7 +226,7 @@ class Space:
         self, parameters: Mapping[str, Constraint | tuple[Constraint, int | tuple[int, ...]]]
     ) -> None:
         _checks.count("the number of parameters", len(parameters), minimum=1)
-        self._parts: dict[str, tuple[Transform, Size]] = {}
+        self._parts: dict[str, tuple[Constraint, Transform, Size, Size]] = {}
         names = []
         for name, entry in parameters.items():
             constraint, shape = entry if isinstance(entry, tuple) else (entry, ())
@@ -202,19 +235,30 @@ class Space:
                     f"{name} must be a constraint or a pair (constraint, shape), got {entry!r}; "
                     "torch.distributions.constraints has positive, unit_interval, simplex and more"
                 )
+            try:
+                lower = constraint is constraints.lower_cholesky
+                transform = _LowerCholesky() if lower else biject_to(constraint)
+            except NotImplementedError:
+                raise TypeError(
+                    f"{name} must have a constraint that a smooth bijection leads to, got "
+                    f"{constraint}; whole numbers have none, and in place of a covariance matrix "
+                    "use its factor, constraints.lower_cholesky"
+                ) from None
             size = Size((shape,) if isinstance(shape, int) else shape)
-            if len(size) < constraint.event_dim or 0 in size:
+            try:
+                free_size = transform.inverse_shape(size)
+            except (ValueError, IndexError):  # too few dimensions, or a matrix that is not square
+                free_size = Size((0,))
+            if free_size.numel() == 0 or min(size, default=1) < 1:
                 raise ValueError(
-                    f"{name} must have a shape of at least {constraint.event_dim} dimensions, none "
-                    f"of them 0, for the constraint {constraint}, got {tuple(size)}"
+                    f"{name} must have a shape with {constraint.event_dim} or more dimensions, "
+                    f"fit for the constraint {constraint}, got {tuple(size)}"
                 )
-            self._parts[name] = biject_to(constraint), size
+            self._parts[name] = constraint, transform, size, free_size
             cells = itertools.product(*map(range, size))
             names += [name + f"[{', '.join(map(str, cell))}]" * bool(cell) for cell in cells]
         self.names = tuple(names)
-        self.dim = sum(
-            transform.inverse_shape(size).numel() for transform, size in self._parts.values()
-        )
+        self.dim = sum(free_size.numel() for *_, free_size in self._parts.values())
 
     def constrain(self, theta: Float[Tensor, "*batch dim"]) -> dict[str, Tensor]:
         """Turn unconstrained vectors into the parameters, by name.
@@ -241,18 +285,23 @@ class Space:
             Unconstrained vectors, shape ``(..., dim)``.
 
         Raises:
-            ValueError: A name is missing or unknown, or a value leaves its constraint.
+            ValueError: A name is missing or unknown, or a value has another shape than its
+                parameter or leaves its constraint.
         """
         if values.keys() != self._parts.keys():
             raise ValueError(f"values must name {list(self._parts)}, got {list(values)}")
         flat = []
-        for name, (transform, size) in self._parts.items():
+        for name, (constraint, transform, size, free_size) in self._parts.items():
             value = torch.as_tensor(values[name])
-            if not transform.codomain.check(value).all():
-                raise ValueError(f"{name} must satisfy {transform.codomain}, got {value}")
-            free = transform.inv(value)
             batch = value.shape[: value.ndim - len(size)]
-            flat.append(free.reshape(*batch, -1))
+            if value.shape != batch + size:
+                raise ValueError(
+                    f"{name} must have the shape {tuple(size)} in its last dimensions, got "
+                    f"{tuple(value.shape)}"
+                )
+            if not constraint.check(value).all():
+                raise ValueError(f"{name} must satisfy {constraint}, got {value}")
+            flat.append(transform.inv(value).reshape(*batch, free_size.numel()))
         return torch.cat(flat, dim=-1)
 
     def flatten(self, theta: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch names"]:
@@ -268,13 +317,16 @@ class Space:
                 their log density, shape ``(...)``.
 
         Returns:
-            A log density over unconstrained vectors, log-Jacobian included.
+            A log density over unconstrained vectors, log-Jacobian included. It raises a
+            ``ValueError`` where ``log_joint`` does not return one value for each vector.
         """
 
         def log_density(theta: Tensor) -> Tensor:
             parts = self._split(theta)
             log_jacobian = sum(log_jacobian for _, _, log_jacobian in parts)
-            return log_joint({name: value for name, value, _ in parts}) + log_jacobian
+            # Checked apart: a sum over all chains, of shape (), would broadcast without a word.
+            values = log_joint({name: value for name, value, _ in parts})
+            return _checked(values, theta, "log_joint") + log_jacobian
 
         return log_density
 
@@ -288,8 +340,7 @@ class Space:
                 f"shape {tuple(theta.shape)}"
             )
         batch, parts, start = theta.shape[:-1], [], 0
-        for name, (transform, size) in self._parts.items():
-            free_size = transform.inverse_shape(size)
+        for name, (_, transform, _, free_size) in self._parts.items():
             stop = start + free_size.numel()
             free = theta[..., start:stop].reshape(batch + free_size)
             value = transform(free)

@@ -40,8 +40,6 @@ MAX_STEPS = 1000
 FIRST_STEPS = 5
 # How many it has in the mean, at most, before the last window.
 EARLY_STEPS = 30
-# What a draw costs beside its leapfrog steps (a momentum, a choice), in leapfrog steps.
-DRAW_COST = 4
 # A step size of 1024 halved so often is beyond what rounding leaves of a step.
 MAX_HALVINGS = 60
 # Where the windows of the warm-up end, in parts of it.
@@ -125,7 +123,7 @@ def leapfrog(
     Source:
         Neal (2011), equations 5.18 to 5.20.
     """
-    step = torch.as_tensor(step_size).to(state.position)
+    step = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
     position = state.position
     momentum = torch.addcmul(momentum, step, state.gradient, value=0.5)
     for _ in range(num_steps - 1):
@@ -155,6 +153,15 @@ class HMC:
 
     def init(self, position: Float[Tensor, "chains dim"]) -> HMCState:
         """Evaluate density and gradient at the positions."""
+        mass = self.inverse_mass
+        if mass is not None and (mass.shape[-1], mass.dtype) != (
+            position.shape[-1],
+            position.dtype,
+        ):
+            raise ValueError(
+                f"inverse_mass must have theta's dimension and dtype, {position.shape[-1]} and "
+                f"{position.dtype}, got {mass.shape[-1]} and {mass.dtype}"
+            )
         return HMCState(position, *value_and_grad(self.log_density, position))
 
     def step(
@@ -165,7 +172,9 @@ class HMC:
         mean_steps = self.trajectory_length / step_size if self.trajectory_length else FIRST_STEPS
         # Any number up to the longest: a fixed one can fall in with a period of the motion.
         longest = min(max(1, round(2 * mean_steps - 1)), MAX_STEPS)
-        num_steps = 1 + int(longest * torch.rand((), generator=generator))
+        num_steps = 1 + int(
+            longest * torch.rand((), generator=generator, device=state.position.device)
+        )
         return self._move(state, step_size, num_steps, generator)
 
     def _move(
@@ -223,7 +232,9 @@ class HMC:
                 averaging.update(info.acceptance)
             window.append(state.position)
             if i + 1 in ends:
-                if self.inverse_mass is None:
+                # Where a coordinate never moved, as one chain's may, its scale is not known yet.
+                moved = bool((torch.cat(window).var(dim=0) > 0).all())
+                if self.inverse_mass is None and moved:
                     tuned = replace(tuned, inverse_mass=pooled_covariance(torch.cat(window)))
                 averaging = DualAveraging(float(tuned._first_step_sizes(state, generator).min()))
                 tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
@@ -378,6 +389,9 @@ def hmc(
                 f"inverse_mass must have 1 or 2 dimensions, got shape {tuple(inverse_mass.shape)}"
             )
         whole = inverse_mass.diag() if inverse_mass.ndim == 1 else inverse_mass
-        if torch.linalg.cholesky_ex(whole).info:
-            raise ValueError("inverse_mass must be symmetric and positive definite")
+        if whole.shape[0] != whole.shape[1]:
+            raise ValueError(f"inverse_mass must be square, got shape {tuple(whole.shape)}")
+        asymmetry = (whole - whole.T).abs().max() > 1e-5 * whole.abs().max()
+        if asymmetry or torch.linalg.cholesky_ex(whole).info:
+            raise ValueError(f"inverse_mass must be symmetric and positive definite, got {whole}")
     return HMC(log_density, step_size, trajectory_length, inverse_mass)

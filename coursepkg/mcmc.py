@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -60,6 +60,7 @@ class Info(NamedTuple):
     acceptance: Float[Tensor, "*shape"]
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """What :func:`sample` runs: any frozen object with these three methods."""
 
@@ -78,7 +79,7 @@ class Kernel(Protocol):
         *,
         generator: torch.Generator | None = None,
         tick: Callable[[], object],
-    ) -> tuple[Self, Any]:
+    ) -> tuple[Any, Any]:
         """Move every chain ``num_steps`` times, tuning; return the tuned kernel and the state."""
         ...
 
