@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := plot,data,book,test
+PEERS := $(VENV)/.peers
+EXTRAS := plot,data,arviz,book,test
 CHECKED := coursepkg tools tests benchmarks book/_ext
 
 # nbval runs the notebooks as tools/build_book.py did: this checkout's package, one thread, no bars.
@@ -56,7 +57,12 @@ publish: book ## commit the built book to the branch gh-pages and push it
 links: book ## ask whether all that the book links to is still there (needs the network)
 	@$(BIN)/python tools/check_links.py
 
-bench: $(READY) ## measure, and write _build/bench.json
+$(PEERS): $(READY)
+	@echo 'Installing what we measure ourselves against (once) …'
+	@if $(BIN)/pip install -qq -c constraints.txt -e '.[bench]'; then touch $@; else \
+	  echo 'Not all of it could be installed: the table will say what is missing.'; fi
+
+bench: $(PEERS) ## measure, and write _build/bench.json
 	@$(BIN)/python benchmarks/run.py
 
 screenshots: book ## photograph the pages, light and dark, desktop and phone

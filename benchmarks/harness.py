@@ -7,9 +7,11 @@ that grows slow slows all of them, and the median over rounds is reported.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
@@ -50,11 +52,38 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def digits(value: float) -> str:
+    """Three digits, with no power of ten."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Time one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Processes started within this have one core (where the system can say so) and one thread."""
+    before, can_pin = dict(os.environ), hasattr(os, "sched_setaffinity")
+    allowed = os.sched_getaffinity(0) if can_pin else set()
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        OPENBLAS_NUM_THREADS="1",
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    )
+    try:
+        if can_pin:
+            os.sched_setaffinity(0, {max(allowed)})
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if can_pin:
+            os.sched_setaffinity(0, allowed)
 
 
 def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from harness import Row
+from harness import Row, digits
 
 HERE = Path(__file__).resolve().parent
 HEADER = ("workload", "contender", "metric", "value", "ratio", "threads", "quality")
@@ -19,7 +19,7 @@ HEADER = ("workload", "contender", "metric", "value", "ratio", "threads", "quali
 
 def cells(row: Row) -> tuple[str, ...]:
     """Format a row for the table."""
-    value = "-" if row.value is None else f"{row.value:.3g}"
+    value = "-" if row.value is None else digits(row.value)
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
     return row.workload, row.contender, row.metric, value, ratio, str(row.threads), row.quality
 

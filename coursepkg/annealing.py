@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from coursepkg import _checks
-from coursepkg.density import LogDensity, value_and_grad
 from coursepkg.adaptation import DualAveraging, pooled_covariance
+from coursepkg.density import LogDensity, gradient, value
 from coursepkg.hmc import HMC
 
 __all__ = ["Population", "anneal"]
@@ -54,12 +54,14 @@ class _Tempered:
         return -((theta / self.scale).square() / 2 + constant).sum(dim=-1)
 
     def __call__(self, theta: Tensor) -> Tensor:
-        return self.beta * self.log_density(theta) + (1 - self.beta) * self.start(theta)
+        return self.beta * value(self.log_density, theta) + (1 - self.beta) * self.start(theta)
 
     def value_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = value_and_grad(self.log_density, theta)
-        value = self.beta * value + (1 - self.beta) * self.start(theta)
-        return value, self.beta * gradient - (1 - self.beta) / self.scale**2 * theta
+        return self(theta), self.gradient(theta)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        slope = (1 - self.beta) / self.scale**2
+        return self.beta * gradient(self.log_density, theta) - slope * theta
 
 
 def anneal(
@@ -68,7 +70,7 @@ def anneal(
     num_particles: int = 256,
     *,
     start_scale: float = 1.0,
-    num_moves: int = 5,
+    num_moves: int = 4,
     generator: torch.Generator | None = None,
 ) -> Population:
     _checks.function("log_density", log_density)
@@ -78,7 +80,7 @@ def anneal(
     temperatures, log_evidence, step_size = [0.0], 0.0, 0.5
     while temperatures[-1] < 1:
         target = _Tempered(log_density, scale, temperatures[-1])
-        log_ratio = (log_density(position).detach() - target.start(position)).double()
+        log_ratio = (value(log_density, position) - target.start(position)).double()
         beta = _next_temperature(log_ratio, temperatures[-1])
         log_weights = (beta - temperatures[-1]) * log_ratio
         log_evidence += float(log_weights.logsumexp(dim=0)) - math.log(num_particles)
@@ -86,10 +88,10 @@ def anneal(
         position, ancestors = position[chosen], ancestors[chosen]
         temperatures.append(beta)
         # The population is its own warm-up: its covariance is the mass, and in units of that
-        # a path of length 1 goes a good way round.
+        # a path of length 0.5 goes a good way round.
         kernel = HMC(
             replace(target, beta=beta),
-            trajectory_length=1.0,
+            trajectory_length=0.5,
             inverse_mass=pooled_covariance(position),
         )
         state = kernel.init(position.T.contiguous().T)

@@ -21,14 +21,15 @@ from torch.distributions.constraints import Constraint
 
 from coursepkg import _checks
 
-__all__ = ["LogDensity", "Space", "value", "value_and_grad"]
+__all__ = ["LogDensity", "Space", "gradient", "value", "value_and_grad"]
 
 
 class LogDensity(Protocol):
     """A log density over flat parameter vectors: ``(..., dim)`` to ``(...)``.
 
-    It may carry a method ``value_and_grad(theta) -> (value, gradient)``; where there is one, the
-    engines use it in place of automatic differentiation.
+    It may carry a method ``value_and_grad(theta) -> (value, gradient)``, and beside it a cheaper
+    ``gradient(theta)``; where there are such, the engines use them in place of automatic
+    differentiation.
     """
 
     def __call__(self, theta: Tensor, /) -> Tensor:
@@ -93,6 +94,25 @@ def value_and_grad(
         return values.detach(), gradient
 
     return _for_each_row(evaluate, theta)
+
+
+def gradient(
+    log_density: LogDensity, theta: Float[Tensor, "*batch dim"]
+) -> Float[Tensor, "*batch dim"]:
+    """The gradient alone, for the steps of a path on which nobody asks for the value.
+
+    Args:
+        log_density: The density.
+        theta: Parameter vectors, shape ``(..., dim)``.
+
+    Returns:
+        Gradients of shape ``(..., dim)``, detached.
+
+    Raises:
+        ValueError: ``log_density`` does not return one value for each parameter vector.
+    """
+    supplied = getattr(log_density, "gradient", None)
+    return supplied(theta) if supplied is not None else value_and_grad(log_density, theta)[1]
 
 
 def _checked(values: Tensor, theta: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from coursepkg import _checks
 from coursepkg.adaptation import DualAveraging, harmonic_mean, pooled_covariance
-from coursepkg.density import LogDensity, value_and_grad
+from coursepkg.density import LogDensity, gradient, value_and_grad
 from coursepkg.mcmc import accept, normal_like
 
 __all__ = ["HMC", "HMCInfo", "HMCState", "hmc", "leapfrog"]
@@ -117,14 +117,14 @@ def leapfrog(
     Source:
         Neal (2011), equations 5.18 to 5.20.
     """
-    position, gradient = state.position, state.gradient
-    momentum = momentum + step_size / 2 * gradient
-    for i in range(num_steps):
+    position = state.position
+    momentum = momentum + step_size / 2 * state.gradient
+    for _ in range(num_steps - 1):
         position = position + step_size * _velocity(momentum, inverse_mass)
-        value, gradient = value_and_grad(log_density, position)
-        last = i == num_steps - 1
-        momentum = momentum + (step_size / 2 if last else step_size) * gradient
-    return HMCState(position, value, gradient), momentum
+        momentum = momentum + step_size * gradient(log_density, position)
+    position = position + step_size * _velocity(momentum, inverse_mass)
+    end = HMCState(position, *value_and_grad(log_density, position))
+    return end, momentum + step_size / 2 * end.gradient
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -52,10 +53,9 @@ def _sum_products(left: Tensor, right: Tensor, axis: int) -> Tensor:
     For networks of few units this is several times faster than one small matrix product for each
     chain, since the arithmetic runs along the chains.
     """
-    shape = torch.broadcast_shapes(left.shape, right.shape)
-    if shape.numel() <= MANY:
+    if math.prod(map(max, left.shape, right.shape)) <= MANY:
         product = left * right
-        return product.squeeze(axis) if shape[axis] == 1 else product.sum(dim=axis)
+        return product.squeeze(axis) if product.shape[axis] == 1 else product.sum(dim=axis)
     return torch.einsum("noic,noic->" + "noic".replace("noic"[axis], ""), left, right)
 
 
@@ -95,10 +95,16 @@ class MLP:
             _checks.count("each width", width, minimum=1)
         _checks.function("activation", self.activation)
 
-    @property
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """How many entries each layer's matrix and biases have."""
+        layers = pairwise(self.widths)
+        return [size for inputs, outputs in layers for size in (inputs * outputs, outputs)]
+
+    @cached_property
     def num_weights(self) -> int:
         """How many weights and biases there are."""
-        return sum((inputs + 1) * outputs for inputs, outputs in pairwise(self.widths))
+        return sum(self._sizes)
 
     def __call__(
         self, weights: Float[Tensor, "*batch weights"], x: Float[Tensor, "..."]
@@ -122,10 +128,9 @@ class MLP:
                 f"weights must have {self.num_weights} entries in the last dimension, for widths "
                 f"{self.widths}, got {got}"
             )
-        x = _with_ones(self.inputs(x)).to(weights)
-        batch = weights.shape[:-1]
-        outputs = self.layers(weights.reshape(-1, self.num_weights).T, x)[-1]
-        return outputs.permute(2, 0, 1).reshape(*batch, *outputs.shape[:2])
+        columns = weights.reshape(-1, self.num_weights).T
+        outputs = self.layers(columns, self.inputs(x)[..., None].to(weights))[0][-1]
+        return outputs.permute(2, 0, 1).reshape(*weights.shape[:-1], *outputs.shape[:2])
 
     def inputs(self, x: Float[Tensor, "..."]) -> Float[Tensor, "points inputs"]:
         """Check inputs and give them their second dimension."""
@@ -139,60 +144,47 @@ class MLP:
             )
         return x
 
-    def unpack(
-        self, columns: Float[Tensor, "weights chains"]
-    ) -> list[tuple[Float[Tensor, "outputs inputs chains"], Float[Tensor, "outputs chains"]]]:
-        """Cut weight vectors, one a column, into the matrix and the biases of each layer."""
-        parts, start = [], 0
-        for inputs, outputs in pairwise(self.widths):
-            middle, stop = start + inputs * outputs, start + (inputs + 1) * outputs
-            matrix = columns[start:middle].reshape(outputs, inputs, -1)
-            parts.append((matrix, columns[middle:stop]))
-            start = stop
-        return parts
-
     def layers(
-        self, columns: Float[Tensor, "weights chains"], x: Float[Tensor, "points inputs+1"]
-    ) -> list[Float[Tensor, "points units chains"]]:
-        """What each layer puts out. Chains stand last, where neighbours in memory are.
+        self, columns: Float[Tensor, "weights chains"], x: Float[Tensor, "points inputs 1"]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run through the layers; chains stand last, where neighbours in memory are.
 
-        The inputs bring a column of ones, so that the first layer's biases are weights like others.
+        Args:
+            columns: Weight vectors, one a column.
+            x: Inputs, the same for all chains.
+
+        Returns:
+            What goes into each layer and, last, the outputs, each of shape
+            ``(points, units, chains)``; and each layer's matrix, ``(outputs, inputs, chains)``.
         """
-        (matrix, bias), *rest = self.unpack(columns)
-        # All chains see the same inputs: the first layer is one product of two matrices.
-        first = torch.cat([matrix.transpose(0, 1), bias[None]])
-        outputs = [(x @ first.reshape(len(first), -1)).reshape(len(x), *bias.shape)]
-        for matrix, bias in rest:
-            outputs[-1] = self.activation(outputs[-1])
-            outputs.append(_sum_products(matrix[None], outputs[-1][:, None], axis=2) + bias)
-        return outputs
+        pieces = columns.split(self._sizes)
+        signals, matrices = [x], []
+        for inputs, matrix, bias in zip(self.widths, pieces[::2], pieces[1::2], strict=False):
+            if matrices:
+                signals[-1] = self.activation(signals[-1])
+            matrices.append(matrix.reshape(-1, inputs, matrix.shape[1]))
+            signals.append(_sum_products(matrices[-1][None], signals[-1][:, None], axis=2) + bias)
+        return signals, matrices
 
     def backpropagate(
         self,
-        columns: Float[Tensor, "weights chains"],
-        x: Float[Tensor, "points inputs+1"],
-        outputs: list[Float[Tensor, "points units chains"]],
+        signals: list[Tensor],
+        matrices: list[Tensor],
         delta: Float[Tensor, "points outputs chains"],
     ) -> Float[Tensor, "weights chains"]:
         """Gradient in the weights of a function of the outputs whose gradient there is ``delta``.
 
-        Backwards through :meth:`layers`: each layer's ``delta`` is the gradient in its sums before
-        the activation.
+        Backwards through what :meth:`layers` returned: in each layer ``delta`` becomes the gradient
+        in its sums before the activation.
         """
         slope = SLOPES[self.activation]
         pieces: list[Tensor] = []
-        later = zip(self.unpack(columns)[1:], outputs[:-1], strict=True)
-        for (matrix, _), below in reversed(list(later)):
-            in_matrix = _sum_products(delta[:, :, None], below[:, None], axis=0)
-            pieces += [delta.sum(dim=0), in_matrix.flatten(0, 1)]
-            delta = _sum_products(matrix[None], delta[:, :, None], axis=1) * slope(below)
-        first = (x.T @ delta.flatten(1)).reshape(-1, *delta.shape[1:])
-        pieces += [first[-1], first[:-1].transpose(0, 1).flatten(0, 1)]
+        for below, matrix in zip(signals[-2::-1], matrices[::-1], strict=True):
+            wide = delta[:, :, None]
+            pieces += [delta.sum(dim=0), _sum_products(wide, below[:, None], axis=0).flatten(0, 1)]
+            if matrix is not matrices[0]:
+                delta = _sum_products(matrix[None], wide, axis=1) * slope(below)
         return torch.cat(pieces[::-1])
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
 
 
 class Likelihood(Protocol):
@@ -328,9 +320,9 @@ class LogJoint:
         self.y = likelihood.targets(y, network.widths[-1])
         if len(self.x) != len(self.y):
             raise ValueError(f"x and y must have as many rows, got {len(self.x)} and {len(self.y)}")
-        self._ready = _with_ones(self.x), self.y
+        self._ready = self.x[..., None], self.y
         if network.activation in SLOPES:
-            self.value_and_grad = self._value_and_grad
+            self.value_and_grad, self.gradient = self._value_and_grad, self._gradient
 
     def __call__(self, weights: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
         """Log joint density in nats, normalized in the data and in the weights."""
@@ -344,13 +336,13 @@ class LogJoint:
     def log_likelihood(self, weights: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
         """Log probability of all targets, in nats."""
         x, y = self._data(weights)
-        outputs = self.network.layers(weights.reshape(-1, self.dim).T, x)[-1]
-        return self.likelihood.log_prob(outputs, y).sum(dim=0).reshape(weights.shape[:-1])
+        signals, _ = self.network.layers(weights.reshape(-1, self.dim).T, x)
+        return self.likelihood.log_prob(signals[-1], y).sum(dim=0).reshape(weights.shape[:-1])
 
     def _data(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs, with their ones, and targets, in the weights' dtype and on their device."""
+        """Inputs and targets in the weights' dtype and on their device."""
         if self._ready[0].dtype != weights.dtype or self._ready[0].device != weights.device:
-            self._ready = _with_ones(self.x).to(weights), self.y.to(weights)
+            self._ready = self.x[..., None].to(weights), self.y.to(weights)
         return self._ready
 
     def sample_prior(
@@ -362,16 +354,19 @@ class LogJoint:
     def _value_and_grad(
         self, weights: Float[Tensor, "*batch weights"]
     ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch weights"]]:
-        """Log joint and its gradient, by backpropagation written out for all chains at once."""
+        """Log joint and its gradient."""
+        return self(weights).detach(), self._gradient(weights)
+
+    def _gradient(
+        self, weights: Float[Tensor, "*batch weights"]
+    ) -> Float[Tensor, "*batch weights"]:
+        """Gradient of the log joint, by backpropagation written out for all chains at once."""
         x, y = self._data(weights)
         columns = weights.reshape(-1, self.dim).T
-        outputs = self.network.layers(columns, x)
-        log_likelihood = self.likelihood.log_prob(outputs[-1], y).sum(dim=0)
-        score = self.likelihood.score(outputs[-1], y)
-        gradient = self.network.backpropagate(columns, x, outputs, score)
-        gradient -= columns / self.prior_scale**2
-        value = log_likelihood.reshape(weights.shape[:-1]) + self.log_prior(weights)
-        return value, gradient.T.reshape(weights.shape)
+        signals, matrices = self.network.layers(columns, x)
+        score = self.likelihood.score(signals[-1], y)
+        gradient = self.network.backpropagate(signals, matrices, score)
+        return gradient.sub_(columns, alpha=self.prior_scale**-2).T.reshape(weights.shape)
 
 
 def log_joint(
