@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from coursepkg import _checks
 __all__ = ["LogDensity", "Space", "gradient", "value", "value_and_grad"]
 
 
+@runtime_checkable
 class LogDensity(Protocol):
     """A log density over flat parameter vectors: ``(..., dim)`` to ``(...)``.
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.nn import functional
 
@@ -187,6 +187,7 @@ class MLP:
         return torch.cat(pieces[::-1])
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """How targets scatter about a network's outputs."""
 
@@ -372,7 +373,7 @@ class LogJoint:
 def log_joint(
     network: MLP,
     x: Float[Tensor, "..."],
-    y: Float[Tensor, "..."],
+    y: Real[Tensor, "..."],
     likelihood: Likelihood,
     prior_scale: float = 1.0,
 ) -> LogJoint:

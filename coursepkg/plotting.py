@@ -345,7 +345,7 @@ def page_colors(ax: Axes) -> Axes:
         >>> to_hex(page_colors(graph.render()).patches[0].get_edgecolor()) == INK
         True
     """
-    ours = {"#000000ff": INK, "#b2b2b2ff": GRID, "#ffffffff": PAPER}  # an unfilled shape has alpha 0
+    ours = {"#000000ff": INK, "#b2b2b2ff": GRID, "#ffffffff": PAPER}  # what is unfilled has alpha 0
     for patch in ax.patches:
         for color, set_color in (
             (patch.get_facecolor(), patch.set_facecolor),
