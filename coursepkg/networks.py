@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.nn import functional
 
@@ -377,7 +377,7 @@ class LogJoint:
 def log_joint(
     network: MLP,
     x: Float[Tensor, "..."],
-    y: Float[Tensor, "..."],
+    y: Real[Tensor, "..."],
     likelihood: Likelihood,
     prior_scale: float = 1.0,
 ) -> LogJoint:

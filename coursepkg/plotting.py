@@ -9,12 +9,14 @@ white.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import seaborn as sns
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
@@ -27,6 +29,7 @@ __all__ = [
     "bands",
     "curves",
     "measurements",
+    "page_colors",
     "points",
     "projection",
     "use_style",
@@ -321,4 +324,34 @@ def projection(
         xlabel="value at point 1",
         ylabel="value at point 2",
     )
+    return ax
+
+
+def page_colors(ax: Axes) -> Axes:
+    """Give shapes that another library drew in black, gray and white the colors of the page.
+
+    Without it a diagram, such as daft's, would keep its black lines in dark mode.
+
+    Args:
+        ax: Where the library has drawn, over the whole of its figure.
+
+    Returns:
+        ``ax``.
+
+    Example:
+        >>> import daft
+        >>> graph = daft.PGM()
+        >>> _ = graph.add_node("w", "$w$")
+        >>> to_hex(page_colors(graph.render()).patches[0].get_edgecolor()) == INK
+        True
+    """
+    ours = {"#000000ff": INK, "#b2b2b2ff": GRID, "#ffffffff": PAPER}  # what is unfilled has alpha 0
+    for patch in ax.patches:
+        for color, set_color in (
+            (patch.get_facecolor(), patch.set_facecolor),
+            (patch.get_edgecolor(), patch.set_edgecolor),
+        ):
+            if found := ours.get(to_hex(color, keep_alpha=True)):
+                set_color(found)
+    cast(Figure, ax.figure).set_layout_engine("none")  # there is no room to share out
     return ax

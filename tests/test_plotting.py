@@ -6,13 +6,14 @@ import itertools
 import math
 import sys
 
+import daft
 import IPython
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from coursepkg import data, plotting
 from coursepkg.bayes_linear import GaussianWeights, Predictive
@@ -206,3 +207,40 @@ def test_kind_errors(ax, kind_error, call):
     bad_call, words = BAD_CALLS[call]
     with kind_error(ValueError, *words):
         bad_call(ax)
+
+
+def test_page_colors_replaces_the_colors_of_another_library():
+    """Black lines and gray fills would stay so in dark mode; what is unfilled stays unfilled."""
+    graph = daft.PGM(node_fc="none")
+    graph.add_node("w", "$w$", 0, 1)
+    graph.add_node("s", "$s$", 1, 1, fixed=True)
+    graph.add_node("y", "$y$", 0, 0, observed=True)
+    graph.add_edge("w", "y")
+    graph.add_plate([-0.5, -0.5, 1, 1])
+    axes = graph.render()
+    before = [to_hex(patch.get_facecolor(), keep_alpha=True) for patch in axes.patches]
+    assert plotting.page_colors(axes) is axes
+    after = [to_hex(patch.get_facecolor(), keep_alpha=True) for patch in axes.patches]
+    page = {"#000000ff": plotting.INK, "#b2b2b2ff": plotting.GRID, "#ffffffff": plotting.PAPER}
+    assert after == [page[color] + "ff" if color in page else color for color in before]
+    assert {*page, "#00000000"} == set(before)
+    assert {to_hex(patch.get_edgecolor()) for patch in axes.patches} == {plotting.INK}
+    plt.close(axes.figure)
+
+
+def test_page_colors_leaves_other_colors_alone(ax):
+    (bar,) = ax.bar([0], [1], facecolor=plotting.COLORS["blue"], edgecolor="red")
+    plotting.page_colors(ax)
+    assert to_hex(bar.get_facecolor()) == plotting.COLORS["blue"]
+    assert to_hex(bar.get_edgecolor()) == "#ff0000"
+
+
+def test_page_colors_switches_a_layout_off_that_would_warn():
+    with mpl.rc_context({"figure.constrained_layout.use": True}):
+        graph = daft.PGM()
+        graph.add_node("w", "$w$")
+        axes = graph.render()
+        with pytest.warns(UserWarning, match="gridspecs"):
+            axes.figure.canvas.draw()
+        plotting.page_colors(axes).figure.canvas.draw()
+    plt.close(axes.figure)

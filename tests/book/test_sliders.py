@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -71,3 +72,22 @@ def test_prior_correlation(html: Path) -> None:
         assert said[0] == rho
         assert said[1::2] == pytest.approx(list(sd), abs=0.051)
         assert said[2::2] == list(places)
+
+
+def test_prior_functions(html: Path) -> None:
+    """The chapter averages over 100,000 units that it has drawn; here is the integral."""
+    found = described(html, "networks", "units")
+    assert len(found) == 16
+    sums, weights = np.polynomial.hermite_e.hermegauss(200)
+    weights = weights / weights.sum()
+    for (units, scale), text in found.items():
+        squared = weights @ np.tanh(scale * np.sqrt(10) * sums) ** 2
+        sd = scale * np.sqrt(1 + units * squared)
+        reach = np.arctanh(0.99) / (scale * np.sqrt(1 + np.linspace(-3, 3, 13) ** 2))
+        saturated = np.mean([math.erfc(z / math.sqrt(2)) for z in reach])
+        *setting, at, said_sd, said_share = numbers(text)
+        assert [*setting, at] == [units, scale, 3]
+        # Of 100,000 draws; tanh squared has a standard deviation below 1/2, a share as well.
+        error = 4 * 0.5 / math.sqrt(100_000)
+        assert said_sd == pytest.approx(sd, abs=0.051 + scale**2 * units * error / (2 * sd))
+        assert said_share / 100 == pytest.approx(saturated, abs=0.0051 + error)
