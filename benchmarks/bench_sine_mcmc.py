@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 import sine_contenders
+import torch
 from harness import Row, digits, one_core, versions
 from sine_contenders import REFERENCE, Array, Sampler
 from tqdm import tqdm

@@ -28,7 +28,7 @@ def two_modes(theta: Tensor) -> Tensor:
     return torch.logaddexp(math.log(HIGH) + heavy, math.log(LOW) + light)
 
 
-def runs(count: int = 20, **options: Any) -> list[annealing.Population]:
+def runs(count: int = 10, **options: Any) -> list[annealing.Population]:
     return [
         anneal(two_modes, 2, 256, start_scale=3.0, generator=generator(seed), **options)
         for seed in range(count)
@@ -58,7 +58,7 @@ def test_modes_get_the_particles_that_they_deserve() -> None:
 
 def test_without_resampling_the_modes_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annealing, "_resample", lambda weights, _: torch.arange(len(weights)))
-    assert z_score(light_share(runs()), LOW) > 8
+    assert z_score(light_share(runs(6)), LOW) > 8
 
 
 def test_a_start_that_is_not_normalized_shows_in_the_evidence(
@@ -67,7 +67,7 @@ def test_a_start_that_is_not_normalized_shows_in_the_evidence(
     monkeypatch.setattr(
         annealing._Tempered, "start", lambda self, theta: -theta.square().sum(-1) / 18
     )
-    evidence = torch.tensor([p.log_evidence for p in runs(8)]).exp()
+    evidence = torch.tensor([p.log_evidence for p in runs(6)]).exp()
     assert z_score(evidence, 1.0) > 8
 
 
@@ -162,8 +162,8 @@ def test_the_sine_network_has_the_evidence_of_its_reference(truth: Callable[[str
     posterior, reference = networks.sine_posterior(), truth("sine_network")
     found = torch.tensor(
         [
-            anneal(posterior, posterior.dim, 1024, generator=generator(seed)).log_evidence
-            for seed in range(8)
+            anneal(posterior, posterior.dim, 512, generator=generator(seed)).log_evidence
+            for seed in range(6)
         ],
         dtype=torch.float64,
     )
