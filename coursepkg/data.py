@@ -164,9 +164,9 @@ def sine_reference() -> Reference:
         >>> sine_reference().mean.shape
         torch.Size([10])
     """
-    columns = torch.tensor(SINE_FUNCTION, dtype=torch.float64).unbind(dim=1)
+    mean, mean_error, sd, sd_error = torch.tensor(SINE_FUNCTION, dtype=torch.float64).T
     x = torch.linspace(-3, 3, len(SINE_FUNCTION), dtype=torch.float64)
-    return Reference(x, *columns, log_evidence=0.270491, log_evidence_error=0.021671)
+    return Reference(x, mean, mean_error, sd, sd_error, 0.270491, 0.021671)
 
 
 def _growing_wave(x: Tensor) -> Tensor:
