@@ -35,13 +35,16 @@ def cost(chains: int, hidden: int, points: int) -> tuple[int, dict[str, float]]:
     generator = torch.Generator().manual_seed(0)
     # Column by column, as the engine stores its chains.
     weights = torch.randn(posterior.dim, chains, generator=generator).T
-    targets = {"coursepkg": posterior, "coursepkg-autograd": lambda w: posterior(w)}
+    targets: dict[str, density.LogDensity] = {
+        "coursepkg": posterior,
+        "coursepkg-autograd": lambda w: posterior(w),
+    }
     times: dict[str, list[float]] = {name: [] for name in targets}
     for _ in range(ROUNDS):
         for name, target in targets.items():
             start, count = time.process_time(), 0
             while time.process_time() - start < 0.1:
-                density.value_and_grad(target, weights)
+                density.gradient(target, weights)
                 count += 1
             times[name].append((time.process_time() - start) / count * 1e6)
     return posterior.dim, {name: statistics.median(found) for name, found in times.items()}

@@ -9,6 +9,10 @@ from torch import Tensor
 
 __all__ = ["DualAveraging", "harmonic_mean", "pooled_covariance"]
 
+# How strongly the step size is held back. Hoffman and Gelman have 0.05, for one chain's noisy
+# acceptance; the harmonic mean of many is less noisy and falls more steeply.
+GAMMA = 0.2
+
 
 def harmonic_mean(acceptance: Float[Tensor, " chains"]) -> float:
     """Harmonic mean of the chains' acceptance, none of them counted below 1 %.
@@ -21,6 +25,7 @@ def harmonic_mean(acceptance: Float[Tensor, " chains"]) -> float:
         in Hamiltonian Monte Carlo", AISTATS.
 
     Example:
+        >>> import torch
         >>> round(harmonic_mean(torch.tensor([1.0, 1.0, 1.0, 0.1])), 2)
         0.31
     """
@@ -35,7 +40,7 @@ class DualAveraging:
 
     Args:
         step_size: Where to start.
-        target: The acceptance to reach.
+        target: The harmonic mean of the acceptance to reach.
 
     Attributes:
         step_size: What to try next.
@@ -47,10 +52,10 @@ class DualAveraging:
         Learning Research 15, section 3.2.
     """
 
-    def __init__(self, step_size: float, target: float = 0.8) -> None:
+    def __init__(self, step_size: float, target: float = 0.75) -> None:
         self.step_size = self.average = step_size
         self.target = target
-        self._anchor = math.log(2 * step_size)
+        self._anchor = math.log(step_size)
         self._error = self._log_average = 0.0
         self._count = 0
 
@@ -60,7 +65,7 @@ class DualAveraging:
         count = self._count
         weight = 1 / (count + 10)
         self._error += weight * (self.target - harmonic_mean(acceptance) - self._error)
-        log_step = self._anchor - count**0.5 / 0.05 * self._error
+        log_step = self._anchor - count**0.5 / GAMMA * self._error
         weight = count**-0.75
         self._log_average += weight * (log_step - self._log_average)
         self.step_size, self.average = math.exp(log_step), math.exp(self._log_average)
@@ -76,6 +81,7 @@ def pooled_covariance(draws: Float[Tensor, "draws dim"]) -> Float[Tensor, "..."]
         Shape ``(dim, dim)``; ``(dim,)`` where there are fewer than ten draws for each dimension.
 
     Example:
+        >>> import torch
         >>> pooled_covariance(torch.tensor([[0.0], [2.0]] * 10))
         tensor([[1.0526]])
     """

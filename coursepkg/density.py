@@ -139,7 +139,7 @@ def _for_each_row(
     Distribution.set_default_validate_args(False)
     try:
         values, others = evaluate(theta)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         rows = theta.reshape(-1, theta.shape[-1])
         if len(rows) == 1:
             return theta.new_full(theta.shape[:-1], -torch.inf), torch.zeros_like(theta)

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from coursepkg import _checks
-from coursepkg.adaptation import DualAveraging, harmonic_mean, pooled_covariance
+from coursepkg.adaptation import DualAveraging, pooled_covariance
 from coursepkg.density import LogDensity, gradient, value_and_grad
 from coursepkg.mcmc import accept, normal_like
 
@@ -36,6 +36,12 @@ __all__ = ["HMC", "HMCInfo", "HMCState", "hmc", "leapfrog"]
 DIVERGENCE = 1000.0
 # No trajectory takes more steps than this, whatever the tuning thinks.
 MAX_STEPS = 1000
+# How many steps a path has before a length is known.
+FIRST_STEPS = 5
+# How many it has in the mean, at most, before the last window.
+EARLY_STEPS = 30
+# A step size of 1024 halved so often is beyond what rounding leaves of a step.
+MAX_HALVINGS = 60
 # Where the windows of the warm-up end, in parts of it.
 WINDOW_ENDS = (0.1, 0.25, 0.5, 0.8)
 # How many paths the choice of a length is based on.
@@ -73,7 +79,7 @@ class HMCInfo(NamedTuple):
 
 
 def _velocity(momentum: Tensor, inverse_mass: Tensor | None) -> Tensor:
-    """M⁻¹p; a vector is a diagonal, and ``None`` the identity."""
+    """M⁻¹p, where a vector is a diagonal and ``None`` the identity."""
     if inverse_mass is None:
         return momentum
     # M⁻¹ is symmetric; written this way the result keeps the layout that chains are stored in.
@@ -88,7 +94,7 @@ def leapfrog(
     log_density: LogDensity,
     state: HMCState,
     momentum: Float[Tensor, "chains dim"],
-    step_size: float,
+    step_size: float | Float[Tensor, "chains 1"],
     num_steps: int,
     inverse_mass: Float[Tensor, "..."] | None = None,
 ) -> tuple[HMCState, Float[Tensor, "chains dim"]]:
@@ -106,7 +112,7 @@ def leapfrog(
         log_density: The target.
         state: Where to start.
         momentum: :math:`p`, shape ``(chains, dim)``.
-        step_size: :math:`\varepsilon`.
+        step_size: :math:`\varepsilon`; one for each chain, shape ``(chains, 1)``, is possible.
         num_steps: How many steps, at least 1.
         inverse_mass: :math:`M^{-1}`, shape ``(dim, dim)``, its diagonal, shape ``(dim,)``, or the
             identity, ``None``.
@@ -117,14 +123,15 @@ def leapfrog(
     Source:
         Neal (2011), equations 5.18 to 5.20.
     """
+    step = torch.as_tensor(step_size).to(state.position)
     position = state.position
-    momentum = momentum + step_size / 2 * state.gradient
+    momentum = torch.addcmul(momentum, step, state.gradient, value=0.5)
     for _ in range(num_steps - 1):
-        position = position + step_size * _velocity(momentum, inverse_mass)
-        momentum = momentum + step_size * gradient(log_density, position)
-    position = position + step_size * _velocity(momentum, inverse_mass)
+        position = torch.addcmul(position, step, _velocity(momentum, inverse_mass))
+        momentum = torch.addcmul(momentum, step, gradient(log_density, position))
+    position = torch.addcmul(position, step, _velocity(momentum, inverse_mass))
     end = HMCState(position, *value_and_grad(log_density, position))
-    return end, momentum + step_size / 2 * end.gradient
+    return end, torch.addcmul(momentum, step, end.gradient, value=0.5)
 
 
 @dataclass(frozen=True)
@@ -152,16 +159,24 @@ class HMC:
         self, state: HMCState, *, generator: torch.Generator | None = None
     ) -> tuple[HMCState, HMCInfo]:
         """Draw a momentum, follow the path for a random time, and take its end or stay."""
-        if self.step_size is None:
-            raise ValueError("step_size must be a number, got None: give one, or warm up first")
-        mean_steps = self.trajectory_length / self.step_size if self.trajectory_length else 5
-        # A random number of steps: a fixed one can fall in with a period of the motion.
-        num_steps = 2 * mean_steps * float(torch.rand((), generator=generator))
-        num_steps = min(max(1, round(num_steps)), MAX_STEPS)
+        step_size = self._known_step_size()
+        mean_steps = self.trajectory_length / step_size if self.trajectory_length else FIRST_STEPS
+        # Any number of steps up to the longest: a fixed one can fall in with a period of the motion.
+        longest = min(max(1, round(2 * mean_steps - 1)), MAX_STEPS)
+        num_steps = 1 + int(longest * torch.rand((), generator=generator))
+        return self._move(state, step_size, num_steps, generator)
+
+    def _move(
+        self,
+        state: HMCState,
+        step_size: float | Tensor,
+        num_steps: int,
+        generator: torch.Generator | None,
+    ) -> tuple[HMCState, HMCInfo]:
         momentum = self._momentum(state.position, generator)
         energy = _kinetic(momentum, self.inverse_mass) - state.log_density
         proposal, momentum = leapfrog(
-            self.log_density, state, momentum, self.step_size, num_steps, self.inverse_mass
+            self.log_density, state, momentum, step_size, num_steps, self.inverse_mass
         )
         log_ratio = energy - (_kinetic(momentum, self.inverse_mass) - proposal.log_density)
         diverged = ~(log_ratio > -DIVERGENCE)  # also where it is NaN
@@ -178,104 +193,138 @@ class HMC:
     ) -> tuple[HMC, HMCState]:
         """Move the chains, and tune what is not given.
 
-        The step size follows the acceptance all the time. At the end of each window the mass is
-        taken from the window's draws, of all chains together, and then the trajectory length from
-        paths that start where the chains are. After the last window only the step size moves.
+        In the first window each chain takes short paths with a step size of its own, since some may
+        start where the density is steep. At the end of each window the mass is taken from the
+        window's draws, of all chains together, and then the trajectory length from paths that start
+        where the chains are. From then on all chains share a step size that follows their
+        acceptance; after the last window it alone is tuned.
 
         Raises:
             ValueError: There is something to tune, and fewer than 20 steps to do it in.
         """
+        if num_steps == 0:
+            return self, state
         tuned = self
-        if None in (self.step_size, self.trajectory_length, self.inverse_mass) and num_steps:
+        if None in (self.step_size, self.trajectory_length, self.inverse_mass):
             _checks.count("num_warmup, where HMC tunes itself,", num_steps, minimum=20)
-        averaging = tuned._first_step_size(state, generator)
-        ends = {round(part * num_steps) for part in WINDOW_ENDS}
+        ends = [round(part * num_steps) for part in WINDOW_ENDS]
+        own_steps = tuned._first_step_sizes(state, generator)
+        averaging = DualAveraging(float(own_steps.min()))
         window: list[Tensor] = []
         for i in range(num_steps):
-            tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
-            state, info = tuned.step(state, generator=generator)
-            averaging.update(info.acceptance)
+            if i < ends[0] and self.step_size is None:
+                state, info = tuned._move(state, own_steps, FIRST_STEPS, generator)
+                own_steps = own_steps * (info.acceptance[:, None] - 0.65).exp()
+            else:
+                tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
+                state, info = tuned.step(state, generator=generator)
+                averaging.update(info.acceptance)
             window.append(state.position)
             if i + 1 in ends:
                 if self.inverse_mass is None:
                     tuned = replace(tuned, inverse_mass=pooled_covariance(torch.cat(window)))
-                averaging = tuned._first_step_size(state, generator)
+                averaging = DualAveraging(float(tuned._first_step_sizes(state, generator).min()))
                 tuned = replace(tuned, step_size=self.step_size or averaging.step_size)
                 if self.trajectory_length is None:
-                    length = tuned._best_length(state, generator)
+                    length = tuned.best_length(state, generator=generator)
+                    if i + 1 < ends[-1]:  # the next mass will be better, and paths shorter
+                        length = min(length, EARLY_STEPS * averaging.step_size)
                     tuned = replace(tuned, trajectory_length=length)
                 window = []
             tick()
         return replace(tuned, step_size=self.step_size or averaging.average), state
 
+    def _known_step_size(self) -> float:
+        if self.step_size is None:
+            raise ValueError("step_size must be a number, got None: give one, or warm up first")
+        return self.step_size
+
     def _momentum(self, position: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw p ~ N(0, M), where M is known by its inverse."""
+        """Draw p ~ N(0, M): with M⁻¹ = L Lᵀ the covariance of L⁻ᵀ times noise is M."""
         noise = normal_like(position, generator)
         if self.inverse_mass is None:
             return noise
-        if self.inverse_mass.ndim == 1:
-            return noise / self.inverse_mass.sqrt()
-        # With M⁻¹ = L Lᵀ the covariance of L⁻ᵀ times noise is M.
-        root = torch.linalg.cholesky(self.inverse_mass)
+        root = _root(self.inverse_mass)
         return torch.linalg.solve_triangular(root.T, noise.T, upper=True).contiguous().T
 
-    def _first_step_size(self, state: HMCState, generator: torch.Generator | None) -> DualAveraging:
-        """Double or halve the step size until one leapfrog step is accepted half of the time."""
+    def _first_step_sizes(
+        self, state: HMCState, generator: torch.Generator | None
+    ) -> Float[Tensor, "chains 1"]:
+        """Halve each chain's step size until one leapfrog step is likely to be accepted."""
         momentum = self._momentum(state.position, generator)
         energy = _kinetic(momentum, self.inverse_mass) - state.log_density
-
-        def good(step_size: float) -> bool:
-            end, p = leapfrog(self.log_density, state, momentum, step_size, 1, self.inverse_mass)
+        steps = torch.full_like(state.position[:, :1], 1024.0)
+        for _ in range(MAX_HALVINGS):
+            end, p = leapfrog(self.log_density, state, momentum, steps, 1, self.inverse_mass)
             log_ratio = energy - _kinetic(p, self.inverse_mass) + end.log_density
-            return harmonic_mean(log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()) > 0.5
+            good = _probability(log_ratio) > 0.5
+            if good.all():
+                break
+            steps = torch.where(good[:, None], steps, steps / 2)
+        return steps
 
-        step_size = self.step_size or 1.0
-        factor = 2.0 if good(step_size) else 0.5
-        while 1e-10 < step_size < 1e10 and good(step_size) == (factor > 1):
-            step_size *= factor
-        return DualAveraging(step_size)
+    def best_length(self, state: HMCState, *, generator: torch.Generator | None = None) -> float:
+        r"""The trajectory length that gains most for each gradient.
 
-    def _best_length(self, state: HMCState, generator: torch.Generator | None) -> float:
-        r"""The length of path that gains most for each gradient.
+        The gain of a path from :math:`\theta` to :math:`\theta'` is the square of
+        :math:`\lVert\theta' - m\rVert^2 - \lVert\theta - m\rVert^2`, in units of the mass, times
+        the acceptance: a path that turns back gains nothing. Long paths are followed from where the
+        chains are; each point on them says what ending there would gain.
 
-        The gain is the mean of :math:`(\lVert\theta' - m\rVert^2 - \lVert\theta - m\rVert^2)^2`
-        between the path's end and its start, in units of the mass, weighted by the acceptance.
+        Args:
+            state: Where the chains are.
+            generator: Source of randomness.
+
+        Returns:
+            The length at which the mean gain of the kernel's paths, whose lengths are uniform up to
+            twice that, is largest for its cost.
 
         Source:
             Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory
-            lengths in Hamiltonian Monte Carlo", AISTATS.
+            lengths in Hamiltonian Monte Carlo", AISTATS, for the gain.
         """
+        step_size = self._known_step_size()
         copies = math.ceil(MIN_PATHS / len(state.position))
         state = HMCState(*(field.repeat(copies, *[1] * (field.ndim - 1)) for field in state))
         momentum = self._momentum(state.position, generator)
         energy = _kinetic(momentum, self.inverse_mass) - state.log_density
         center = state.position.mean(dim=0)
+        root = None if self.inverse_mass is None else _root(self.inverse_mass)
 
         def distance(position: Tensor) -> Tensor:
-            # p = M(θ − m) is the momentum whose kinetic energy is half the squared distance.
-            offset = position - center
-            if self.inverse_mass is None:
-                return offset.square().sum(dim=-1)
-            if self.inverse_mass.ndim == 1:
-                return (offset.square() / self.inverse_mass).sum(dim=-1)
-            root = torch.linalg.cholesky(self.inverse_mass)
-            return torch.linalg.solve_triangular(root, offset.T, upper=False).square().sum(dim=0)
+            offset = (position - center).T
+            if root is not None:
+                offset = torch.linalg.solve_triangular(root, offset, upper=False)
+            return offset.square().sum(dim=0)
 
         start = distance(state.position)
-        best, best_rate = 1, -1.0
+        longest, best_rate, total = 1, -1.0, 0.0
         for num_steps in range(1, MAX_STEPS + 1):
             state, momentum = leapfrog(
-                self.log_density, state, momentum, self.step_size, 1, self.inverse_mass
+                self.log_density, state, momentum, step_size, 1, self.inverse_mass
             )
             log_ratio = energy - _kinetic(momentum, self.inverse_mass) + state.log_density
-            acceptance = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
-            gain = acceptance * (distance(state.position) - start).square()
-            rate = float(gain.nan_to_num(nan=0.0, posinf=0.0).mean()) / num_steps
+            gain = _probability(log_ratio) * (distance(state.position) - start).square()
+            total += float(gain.nan_to_num(nan=0.0, posinf=0.0).mean())
+            rate = (
+                total / num_steps / (num_steps + 1)
+            )  # mean gain of 1, 2, … steps, over their mean
             if rate > best_rate:
-                best, best_rate = num_steps, rate
-            if num_steps > 3 * best + 10:
+                longest, best_rate = num_steps, rate
+            if num_steps > 1.5 * longest + 10:
                 break
-        return best * self.step_size
+        return (longest + 1) / 2 * step_size
+
+
+def _probability(log_ratio: Tensor) -> Tensor:
+    return log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
+
+
+def _root(inverse_mass: Tensor) -> Tensor:
+    """The lower triangular L with L Lᵀ = M⁻¹."""
+    if inverse_mass.ndim == 1:
+        return inverse_mass.sqrt().diag()
+    return torch.linalg.cholesky(inverse_mass)
 
 
 def hmc(
@@ -296,7 +345,7 @@ def hmc(
 
     Returns:
         A kernel. What is ``None`` is tuned in the warm-up, which then needs 20 steps or more (100
-        do well): the step size to a harmonic mean acceptance of 0.8 by dual averaging, the mass to
+        do well): the step size to a harmonic mean acceptance of 0.75 by dual averaging, the mass to
         the covariance of the draws, the length to the largest gain per gradient.
 
     Raises:

@@ -236,19 +236,22 @@ class Metropolis:
         """Move the chains; where no step size was given, tune it to the best acceptance rate."""
         dim = state.position.shape[1]
         target = 0.44 if dim == 1 else 0.234
-        kernel = self if self.step_size else replace(self, step_size=2.38 / dim**0.5)
+        step_size = self.step_size or 2.38 / dim**0.5
         for i in range(num_steps):
-            state, info = kernel.step(state, generator=generator)
+            state, info = replace(self, step_size=step_size).step(state, generator=generator)
             if self.step_size is None:
                 # Robbins and Monro: steps of the logarithm that shrink, so that it settles.
-                change = (float(info.acceptance.mean()) - target) / (1 + i) ** 0.5
-                kernel = replace(kernel, step_size=kernel.step_size * math.exp(change))
+                error = float(info.acceptance.mean()) - target
+                step_size *= math.exp(error / (1 + i) ** 0.5)
             tick()
-        return kernel, state
+        return replace(self, step_size=step_size if num_steps else self.step_size), state
 
 
 def random_walk_metropolis(log_density: LogDensity, step_size: float | None = None) -> Metropolis:
-    r"""Random-walk Metropolis: propose :math:`\theta' = \theta + s\,\epsilon`, take it with probability
+    r"""Random-walk Metropolis: propose a random step, and take it or stay.
+
+    The proposal :math:`\theta' = \theta + s\,\epsilon`, with standard normal :math:`\epsilon`, is
+    taken with probability
 
     .. math::
         \min\Bigl(1, \frac{p(\theta')}{p(\theta)}\Bigr) .

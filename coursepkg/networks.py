@@ -37,25 +37,29 @@ __all__ = [
 ]
 
 Activation = Callable[[Tensor], Tensor]
-# What backpropagation needs of an activation: its slope, from its *output*.
-SLOPES: dict[Activation, Callable[[Tensor], Tensor]] = {
-    torch.relu: torch.sign,
-    torch.tanh: lambda output: 1 - output.square(),
-    torch.sigmoid: lambda output: output * (1 - output),
+# What backpropagation needs of an activation: delta times its slope, known from its *output*.
+# These are autograd's own; the slopes are 1 above zero, 1 - output² and output (1 - output).
+BACKWARD: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
+    torch.relu: lambda delta, output: torch.ops.aten.threshold_backward(delta, output, 0),
+    torch.tanh: torch.ops.aten.tanh_backward,
+    torch.sigmoid: torch.ops.aten.sigmoid_backward,
 }
-# Sums of more products than this are left to matrix multiplication: they no longer fit the cache.
+# Wide layers with more products than this leave them to matrix multiplication: they no longer fit
+# the processor's cache.
 MANY = 2**21
 
 
 def _sum_products(left: Tensor, right: Tensor, axis: int) -> Tensor:
     """Multiply two tensors over (points, outputs, inputs, chains), and sum over one of these.
 
-    For networks of few units this is several times faster than one small matrix product for each
+    For layers of few units this is several times faster than one small matrix product for each
     chain, since the arithmetic runs along the chains.
     """
-    if math.prod(map(max, left.shape, right.shape)) <= MANY:
+    outputs, inputs = left.shape[-3], max(left.shape[-2], right.shape[2])
+    if min(outputs, inputs) == 1 or len(right) * outputs * inputs * left.shape[-1] <= MANY:
         product = left * right
         return product.squeeze(axis) if product.shape[axis] == 1 else product.sum(dim=axis)
+    left = left if left.ndim == 4 else left[None]
     return torch.einsum("noic,noic->" + "noic".replace("noic"[axis], ""), left, right)
 
 
@@ -158,12 +162,13 @@ class MLP:
             ``(points, units, chains)``; and each layer's matrix, ``(outputs, inputs, chains)``.
         """
         pieces = columns.split(self._sizes)
-        signals, matrices = [x], []
+        signals: list[Tensor] = [x]
+        matrices: list[Tensor] = []
         for inputs, matrix, bias in zip(self.widths, pieces[::2], pieces[1::2], strict=False):
             if matrices:
                 signals[-1] = self.activation(signals[-1])
             matrices.append(matrix.reshape(-1, inputs, matrix.shape[1]))
-            signals.append(_sum_products(matrices[-1][None], signals[-1][:, None], axis=2) + bias)
+            signals.append(_sum_products(matrices[-1], signals[-1][:, None], axis=2) + bias)
         return signals, matrices
 
     def backpropagate(
@@ -177,13 +182,12 @@ class MLP:
         Backwards through what :meth:`layers` returned: in each layer ``delta`` becomes the gradient
         in its sums before the activation.
         """
-        slope = SLOPES[self.activation]
         pieces: list[Tensor] = []
         for below, matrix in zip(signals[-2::-1], matrices[::-1], strict=True):
             wide = delta[:, :, None]
             pieces += [delta.sum(dim=0), _sum_products(wide, below[:, None], axis=0).flatten(0, 1)]
             if matrix is not matrices[0]:
-                delta = _sum_products(matrix[None], wide, axis=1) * slope(below)
+                delta = BACKWARD[self.activation](_sum_products(matrix, wide, axis=1), below)
         return torch.cat(pieces[::-1])
 
 
@@ -287,7 +291,7 @@ class Categorical:
         classes = y.long()
         if (classes != y).any() or classes.min() < 0 or classes.max() >= num_outputs:
             raise ValueError(
-                f"y must hold whole numbers from 0 to {num_outputs - 1}, one class for each output, "
+                f"y must hold whole numbers from 0 to {num_outputs - 1}, a class for each output, "
                 f"got {y.unique().tolist()[:10]}"
             )
         return functional.one_hot(classes, num_outputs).double()[..., None]
@@ -321,7 +325,7 @@ class LogJoint:
         if len(self.x) != len(self.y):
             raise ValueError(f"x and y must have as many rows, got {len(self.x)} and {len(self.y)}")
         self._ready = self.x[..., None], self.y
-        if network.activation in SLOPES:
+        if network.activation in BACKWARD:
             self.value_and_grad, self.gradient = self._value_and_grad, self._gradient
 
     def __call__(self, weights: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
