@@ -23,16 +23,20 @@ from torch import Tensor
 from coursepkg import _checks
 from coursepkg.bayes_linear import GaussianWeights, Predictive
 from coursepkg.data import DataSet
+from coursepkg.density import LogDensity
 
 __all__ = [
     "COLORS",
     "bands",
+    "contours",
     "curves",
     "measurements",
     "page_colors",
     "points",
     "projection",
+    "traces",
     "use_style",
+    "walk",
     "weight_ellipses",
 ]
 
@@ -354,4 +358,91 @@ def page_colors(ax: Axes) -> Axes:
             if found := ours.get(to_hex(color, keep_alpha=True)):
                 set_color(found)
     cast(Figure, ax.figure).set_layout_engine("none")  # there is no room to share out
+    return ax
+
+
+def contours(
+    ax: Axes,
+    log_density: LogDensity,
+    x: Float[Tensor, " columns"],
+    y: Float[Tensor, " rows"],
+) -> Axes:
+    """Draw a density of two parameters by the lines on which it has fallen to 1/2, 1/8 and so on.
+
+    Args:
+        ax: Where to draw: the first parameter to the right, the second upwards.
+        log_density: A log density of two parameters.
+        x: Where to evaluate it along the first, shape ``(columns,)``.
+        y: Where to evaluate it along the second, shape ``(rows,)``.
+
+    Returns:
+        ``ax``.
+    """
+    nodes = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    values = log_density(nodes)
+    levels = torch.tensor([0.5**power for power in (9, 7, 5, 3, 1)]).log()
+    ax.contour(
+        _numpy(x),
+        _numpy(y),
+        _numpy(values - values.max()),
+        levels=levels.tolist(),
+        colors=COLORS["green"],
+        linestyles="solid",
+        linewidths=0.8,
+    )
+    ax.set(
+        xlim=(x[0].item(), x[-1].item()),
+        ylim=(y[0].item(), y[-1].item()),
+        xlabel=r"$\theta_1$",
+        ylabel=r"$\theta_2$",
+    )
+    return ax
+
+
+def walk(
+    ax: Axes, positions: Float[Tensor, "places 2"], proposals: Float[Tensor, "steps 2"]
+) -> Axes:
+    """Draw the steps of one chain in the plane: where it went, and what it refused.
+
+    Args:
+        ax: Where to draw.
+        positions: Where the chain was, the start first, shape ``(steps + 1, 2)``.
+        proposals: What was proposed at each step, shape ``(steps, 2)``; refused where the next
+            position is another.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        ValueError: There is not one position more than there are proposals.
+    """
+    if len(positions) != len(proposals) + 1:
+        raise ValueError(
+            f"positions must hold {len(proposals) + 1}, one more than proposals, got "
+            f"{len(positions)}"
+        )
+    refused = (positions[1:] != proposals).any(dim=1)
+    starts, ends = positions[:-1][refused], proposals[refused]
+    orange, blue = COLORS["orange"], COLORS["blue"]
+    for start, end in zip(_numpy(starts), _numpy(ends), strict=True):
+        ax.plot(*zip(start, end, strict=True), color=orange, lw=0.8, ls=":")
+    ax.plot(*_numpy(ends).T, "x", color=orange, markersize=5, label="refused")
+    ax.plot(*_numpy(positions).T, "o-", color=blue, lw=1, markersize=3, label="chain")
+    ax.plot(*_numpy(positions[-1:]).T, "o", color=INK, markersize=7, label="now")
+    return ax
+
+
+def traces(ax: Axes, draws: Float[Tensor, "chains draws"]) -> Axes:
+    """Draw one quantity against the draw's number, a line for each chain.
+
+    Args:
+        ax: Where to draw.
+        draws: The quantity, shape ``(chains, draws)``.
+
+    Returns:
+        ``ax``.
+    """
+    for chain in _numpy(draws):
+        ax.plot(chain, lw=0.8, alpha=0.9)
+    ax.set(xlabel="draw")
     return ax

@@ -149,3 +149,17 @@ def test_bad_input_is_named(
 ) -> None:
     with kind_error(error, *words):
         make(**arguments)
+
+
+def test_the_reference_of_the_sine_network_is_the_stored_truth(truth: Any) -> None:
+    stored, ours = truth("sine_network"), data.sine_reference()
+    for name, key in (
+        ("x", "x_test"),
+        ("mean", "f_mean"),
+        ("mean_error", "f_mean_se"),
+        ("sd", "f_sd"),
+        ("sd_error", "f_sd_se"),
+        ("log_evidence", "log_evidence"),
+        ("log_evidence_error", "log_evidence_se"),
+    ):
+        assert torch.as_tensor(getattr(ours, name)).tolist() == pytest.approx(stored[key], abs=1e-6)

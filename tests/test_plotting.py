@@ -244,3 +244,51 @@ def test_page_colors_switches_a_layout_off_that_would_warn():
             axes.figure.canvas.draw()
         plotting.page_colors(axes).figure.canvas.draw()
     plt.close(axes.figure)
+
+
+def banana(theta):
+    return -theta[..., 0].square() / 2 - (theta[..., 1] - theta[..., 0].square()).square()
+
+
+def test_contours_lie_where_the_density_has_fallen_to_their_level(ax):
+    x, y = torch.linspace(-2, 2, 201), torch.linspace(-1, 4, 251)
+    assert plotting.contours(ax, banana, x, y) is ax
+    assert ax.get_xlim() == (-2, 2)
+    assert ax.get_ylim() == (-1, 4)
+    (drawn,) = ax.collections
+    for level, path in zip(drawn.levels, drawn.get_paths(), strict=True):
+        on_it = torch.from_numpy(path.vertices)
+        assert len(on_it) > 20
+        np.testing.assert_allclose(banana(on_it), level, atol=0.02)
+    np.testing.assert_allclose(np.exp(drawn.levels[[0, -1]]), [1 / 512, 1 / 2], rtol=1e-6)
+
+
+def test_a_walk_shows_where_the_chain_was_and_what_it_refused(ax):
+    positions = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
+    proposals = torch.tensor([[1.0, 0.0], [5.0, 5.0], [1.0, 2.0]])
+    assert plotting.walk(ax, positions, proposals) is ax
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
+    assert lines["refused"] == [[5, 5]]
+    assert lines["chain"] == positions.tolist()
+    assert lines["now"] == [[1, 2]]
+    assert [[1, 0], [5, 5]] in lines.values()  # from where it was refused
+
+
+def test_a_walk_that_has_not_begun_is_a_point(ax):
+    plotting.walk(ax, torch.zeros(1, 2), torch.zeros(0, 2))
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
+    assert lines["refused"] == []
+    assert lines["now"] == [[0, 0]]
+
+
+def test_a_walk_needs_one_position_more_than_proposals(ax, kind_error):
+    with kind_error(ValueError, "positions", "3", "one more than proposals", "2"):
+        plotting.walk(ax, torch.zeros(2, 2), torch.zeros(2, 2))
+
+
+def test_traces_are_one_line_a_chain(ax):
+    draws = torch.arange(12.0).reshape(3, 4)
+    assert plotting.traces(ax, draws) is ax
+    assert [line.get_ydata().tolist() for line in ax.get_lines()] == draws.tolist()
+    assert len({line.get_color() for line in ax.get_lines()}) == 3
+    assert ax.get_xlabel() == "draw"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
+import torch
 from bs4 import BeautifulSoup
 
 from coursepkg import data
@@ -91,3 +93,61 @@ def test_prior_functions(html: Path) -> None:
         error = 4 * 0.5 / math.sqrt(100_000)
         assert said_sd == pytest.approx(sd, abs=0.051 + scale**2 * units * error / (2 * sd))
         assert said_share / 100 == pytest.approx(saturated, abs=0.0051 + error)
+
+
+def test_steps_of_one_chain(html: Path) -> None:
+    """The chapter's chain once more, in numpy, from the same random numbers."""
+    found = described(html, "mcmc", "step")
+    generator = torch.Generator().manual_seed(5)
+    place, refused, said = np.array([-1.5, 4.5]), 0, {}
+    for step in range(201):
+        said[(float(step),)] = [step, *place, refused]
+        proposal = place + 0.7 * torch.randn(1, 2, generator=generator)[0].numpy()
+        height = [-(x**2) / 2 - (y - x**2) ** 2 / 2 / 0.25 for x, y in (proposal, place)]
+        if float(torch.rand(1, generator=generator)) < np.exp(height[0] - height[1]):
+            place = proposal
+        else:
+            refused += 1
+    assert len(found) == 14
+    for setting, text in found.items():
+        assert numbers(text) == pytest.approx(said[setting], abs=0.0051)
+
+
+def test_proposal_scale(html: Path) -> None:
+    """A step of length r from a draw of a standard normal is accepted with probability 2Φ(-r/2)."""
+    found = described(html, "mcmc", "scale times √dimension")
+    assert len(found) == 18
+    random = np.random.default_rng(0)
+    for (scale, dim), text in found.items():
+        _, _, accepted, worth = numbers(text.replace("thousand steps", ""))
+        sizes = (
+            scale / dim**0.5 * np.linalg.norm(random.standard_normal((20_000, int(dim))), axis=1)
+        )
+        assert accepted == pytest.approx(200 * scipy.stats.norm.cdf(-sizes / 2).mean(), abs=1.5)
+        if worth < 40:  # an autocorrelation as long as the run is not known well
+            continue
+        place = random.standard_normal((2000, int(dim)))
+        sums = np.zeros(2000)
+        for _ in range(300):
+            proposal = place + scale / dim**0.5 * random.standard_normal(place.shape)
+            log_ratio = (place**2 - proposal**2).sum(axis=1) / 2
+            taken = np.log(random.random(2000)) < log_ratio
+            place = np.where(taken[:, None], proposal, place)
+            sums += place[:, 0]
+        assert worth == pytest.approx(1000 / 300 / np.var(sums / 300), rel=0.25)
+
+
+def test_leapfrog_step_size(html: Path) -> None:
+    found = described(html, "mcmc", "leapfrog step size")
+    assert len(found) == 6
+    precision = np.array([1, 1 / 0.2**2])
+    for (size,), text in found.items():
+        place, momentum, energies = np.array([-1.8, 0.2]), np.array([0.4, 1.0]), []
+        for _ in range(round(3 / size) + 1):
+            energies.append((momentum @ momentum + place @ (precision * place)) / 2)
+            momentum = momentum - size / 2 * precision * place
+            place = place + size * momentum
+            momentum = momentum - size / 2 * precision * place
+        errors = np.abs(np.array(energies) - energies[0])
+        expected = [size, round(3 / size), errors[-1], errors.max()]
+        assert numbers(text) == pytest.approx(expected, rel=1e-3, abs=0.0011)
