@@ -52,7 +52,7 @@ class DualAveraging:
         Learning Research 15, section 3.2.
     """
 
-    def __init__(self, step_size: float, target: float = 0.75) -> None:
+    def __init__(self, step_size: float, target: float = 0.8) -> None:
         self.step_size = self.average = step_size
         self.target = target
         self._anchor = math.log(step_size)

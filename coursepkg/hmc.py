@@ -358,7 +358,7 @@ def hmc(
 
     Returns:
         A kernel. What is ``None`` is tuned in the warm-up, which then needs 20 steps or more (100
-        do well): the step size to a harmonic mean acceptance of 0.75 by dual averaging, the mass to
+        do well): the step size to a harmonic mean acceptance of 0.8 by dual averaging, the mass to
         the covariance of the draws, the length to the largest gain per gradient.
 
     Raises:

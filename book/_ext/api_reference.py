@@ -17,10 +17,12 @@ from sphinx.util.typing import ExtensionMetadata
 
 SHORT_NAMES = {
     "Axes": "matplotlib.axes.Axes",
+    "Bool": "jaxtyping.Bool",
     "Callable": "collections.abc.Callable",
     "Figure": "matplotlib.figure.Figure",
     "Float": "jaxtyping.Float",
     "Generator": "torch.Generator",
+    "Int": "jaxtyping.Int",
     "Iterable": "collections.abc.Iterable",
     "Iterator": "collections.abc.Iterator",
     "Mapping": "collections.abc.Mapping",
@@ -30,6 +32,8 @@ SHORT_NAMES = {
     "torch._C.Generator": "torch.Generator",
     "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
 }
+# Type variables stand for any type: there is nothing to link to.
+TYPE_VARIABLES = {"StateT"}
 
 
 def resolve(
@@ -39,7 +43,9 @@ def resolve(
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
-    if target[:1] in "'\"" and target[-1:] in "'\"":
+    if (target[:1] in "'\"" and target[-1:] in "'\"") or target.rpartition(".")[
+        2
+    ] in TYPE_VARIABLES:
         return content
     if target in SHORT_NAMES:
         node["reftarget"] = SHORT_NAMES[target]
