@@ -57,8 +57,10 @@ class Langevin:
         """Follow the gradient half a step, and add noise; the log density is that of before."""
         log_density, gradient = self.estimate(state.position, generator)
         noise = normal_like(state.position, generator)
-        position = state.position + self.step_size / 2 * gradient + self.step_size**0.5 * noise
-        return State(position, log_density), Info(log_density, torch.ones_like(log_density))
+        drift = self.step_size / 2 * gradient
+        position = state.position + drift + self.step_size**0.5 * noise
+        info = Info(log_density, torch.ones_like(log_density))
+        return State(position, log_density), info
 
     def warm_up(
         self,

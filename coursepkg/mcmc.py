@@ -184,9 +184,7 @@ def accept(
         The next states, and the probabilities.
     """
     acceptance = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
-    uniform = torch.rand(
-        acceptance.shape, generator=generator, dtype=acceptance.dtype, device=acceptance.device
-    )
+    uniform = torch.empty_like(acceptance).uniform_(generator=generator)
     accepted = uniform < acceptance
     chosen = (
         torch.where(accepted if new.ndim == 1 else accepted[:, None], new, old)
