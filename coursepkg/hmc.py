@@ -42,6 +42,8 @@ FIRST_STEPS = 5
 EARLY_STEPS = 30
 # A step size of 1024 halved so often is beyond what rounding leaves of a step.
 MAX_HALVINGS = 60
+# A chain this far below the median one, in nats, and ten more for each dimension, is lost.
+LOST = 100.0
 # Where the windows of the warm-up end, in parts of it.
 WINDOW_ENDS = (0.1, 0.25, 0.5, 0.8)
 # How many paths the choice of a length is based on.
@@ -205,7 +207,8 @@ class HMC:
         """Move the chains, and tune what is not given.
 
         In the first window each chain takes short paths with a step size of its own, since some may
-        start where the density is steep. At the end of each window the mass is taken from the
+        start where the density is steep; one that is lost all the same goes on from where another
+        is. At the end of each window the mass is taken from the
         window's draws, of all chains together, and then the trajectory length from paths that start
         where the chains are. From then on all chains share a step size that follows their
         acceptance; after the last window it alone is tuned.
@@ -231,6 +234,8 @@ class HMC:
                 state, info = tuned.step(state, generator=generator)
                 averaging.update(info.acceptance)
             window.append(state.position)
+            if i + 1 in ends[:-1]:
+                state = _rescue(state, generator)
             if i + 1 in ends:
                 # Where a coordinate never moved, as one chain's may, its scale is not known yet.
                 moved = bool((torch.cat(window).var(dim=0) > 0).all())
@@ -327,6 +332,20 @@ class HMC:
             if num_steps > 1.5 * longest + 10:
                 break
         return (longest + 1) / 2 * step_size
+
+
+def _rescue(state: HMCState, generator: torch.Generator | None) -> HMCState:
+    """Let chains that are lost, far below the median log density, go on from where another is.
+
+    Where a density falls like exp(-10¹⁰⁰) no step size is small enough, and one such chain would
+    stop the others, which share its step size. So far below, a mode has no weight either.
+    """
+    count, dim = state.position.shape
+    lost = state.log_density < state.log_density.median() - LOST - 10 * dim
+    found = (~lost).nonzero().flatten()
+    others = torch.randint(len(found), (count,), generator=generator, device=found.device)
+    chosen = torch.where(lost, found[others], torch.arange(count, device=found.device))
+    return HMCState(*(field[chosen] for field in state)) if lost.any() else state
 
 
 def _probability(log_ratio: Tensor) -> Tensor:

@@ -203,13 +203,20 @@ def test_momenta_have_the_mass_for_covariance(
     assert z_scores(products - whole.flatten()).max() < 4.5
 
 
-def test_divergences_are_seen_and_not_taken(generator: torch.Generator) -> None:
-    def wall(theta: Tensor) -> Tensor:  # a cliff of 2000 nats, and NaN beyond
-        return normal(theta) - 2000 * (theta[..., 0] > 1) + (2 - theta[..., 0]).log() * 0
+@pytest.mark.parametrize(("cliff", "diverges"), [(500.0, False), (2000.0, True), (NAN, True)])
+def test_divergences_are_seen_and_not_taken(
+    cliff: float, diverges: bool, generator: torch.Generator
+) -> None:
+    class Wall:
+        def __call__(self, theta: Tensor) -> Tensor:
+            return torch.where(theta[..., 0] < 1, normal(theta), normal(theta) - cliff)
 
-    chains = quiet(hmc(wall, step_size=1.0), torch.zeros(500, 2), 20, generator=generator)
-    assert chains.info.diverged.any()
-    assert (chains.draws[..., 0] <= 1).all()
+        def value_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+            return self(theta), -theta
+
+    chains = quiet(hmc(Wall(), step_size=1.0), torch.zeros(500, 2), 20, generator=generator)
+    assert bool(chains.info.diverged.any()) == diverges
+    assert (chains.draws[..., 0] < 1).all()
     assert (chains.info.acceptance[chains.info.diverged] == 0).all()
 
 
@@ -276,6 +283,21 @@ def test_an_ill_conditioned_gaussian_gets_its_means_and_sds(
     assert ((flat.std(0) - sd) / diagnostics.mcse_sd(result.draws)).abs().max() < 4.5
     assert diagnostics.effective_sample_size(result.draws).min() > 200
     assert result.kernel.inverse_mass.shape == (10, 10)
+
+
+def test_chains_that_start_where_no_step_is_small_enough_do_not_stop_the_others(
+    generator: torch.Generator,
+) -> None:
+    def steep(theta: Tensor) -> Tensor:
+        return normal(theta) - theta.square().sum(-1) ** 10
+
+    start = torch.rand(40, 2, generator=generator, dtype=torch.float64)
+    start[:3] += 1e4  # a log density of -10⁸², and a gradient of 10⁷⁹
+    chains = quiet(hmc(steep), start, 100, num_warmup=100, generator=generator)
+    assert chains.draws.abs().max() < 2
+    assert chains.kernel.step_size > 0.01
+    z = chains.draws.mean((0, 1)) / diagnostics.mcse_mean(chains.draws)  # symmetric about zero
+    assert z.abs().max() < 4.5
 
 
 @masses

@@ -230,3 +230,24 @@ def test_without_the_log_jacobian_they_do_not_agree(name: str) -> None:
     model = MODELS[name](truth["data"])
     _, draws = run(model, lambda theta: model.log_joint(model.space.constrain(theta)))
     assert compare(draws, truth)[0].abs().max() > 8
+
+
+def test_the_centred_eight_schools_are_in_trouble_and_the_diagnosis_says_so() -> None:
+    truth = load("eight_schools-eight_schools_noncentered")
+    model = eight_schools_centred(truth["data"])
+    chains, draws = run(model)
+    summary = diagnostics.summary(chains._replace(draws=draws), names=list(truth["reference"]))
+    assert not summary.trusted
+    doubts = " ".join(summary.warnings)
+    assert "Divergent" in doubts or "E-BFMI" in doubts
+    # What the funnel hides: where tau is small, its neck is too narrow for the common step size.
+    log_tau = draws[..., -1].log()
+    assert diagnostics.rank_rhat(log_tau) > 1.05
+
+
+def test_the_non_centred_eight_schools_are_trusted() -> None:
+    truth = load("eight_schools-eight_schools_noncentered")
+    chains, draws = run(eight_schools(truth["data"]))
+    assert not chains.info.diverged.any()
+    assert (diagnostics.e_bfmi(chains.info.energy) < 0.3).double().mean() < 0.05
+    assert diagnostics.rank_rhat(draws[..., -1].log()) < 1.05
