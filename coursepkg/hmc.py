@@ -208,10 +208,10 @@ class HMC:
 
         In the first window each chain takes short paths with a step size of its own, since some may
         start where the density is steep; one that is lost all the same goes on from where another
-        is. At the end of each window the mass is taken from the
-        window's draws, of all chains together, and then the trajectory length from paths that start
-        where the chains are. From then on all chains share a step size that follows their
-        acceptance; after the last window it alone is tuned.
+        is. At the end of each window the mass is taken from the window's draws, of all chains
+        together, and then the trajectory length from paths that start where the chains are. From
+        then on all chains share a step size that follows their acceptance; after the last window it
+        alone is tuned.
 
         Raises:
             ValueError: There is something to tune, and fewer than 20 steps to do it in.
