@@ -640,6 +640,9 @@ RHAT_LIMIT = 1.01
 # averaged over chains, so that many short chains need no more in all than a few long ones.
 ESS_LIMIT = 400
 E_BFMI_LIMIT = 0.3
+# In tens of thousands of draws a path or two runs away by chance; where a region is missed, it is
+# more than one in a thousand. The caption counts every one.
+DIVERGED_LIMIT = 1e-3
 HARDLY_MOVED, ALL_ACCEPTED = 0.05, 0.99  # mean acceptance probabilities
 MANY_CHAINS = 16  # From here on superchains are worth a word.
 
@@ -726,8 +729,9 @@ def summary(
     """Summarize draws, quantity by quantity, and say in words why not to trust them.
 
     Warnings are given for draws that are not finite or constant, for stuck chains, R-hat above
-    1.01, and an ESS below 400 in all. :class:`~coursepkg.mcmc.Chains` know more: divergences,
-    E-BFMI below 0.3, acceptance near 0 or 1, and chains lost at a far lower log density.
+    1.01, and an ESS below 400 in all. :class:`~coursepkg.mcmc.Chains` know more: divergences in
+    more than one draw of a thousand, E-BFMI below 0.3, acceptance near 0 or 1, and chains lost at a
+    far lower log density.
 
     Args:
         chains_or_draws: Chains, or their draws of shape ``(chains, draws, ...)``, at least 4 draws
@@ -776,6 +780,8 @@ def summary(
         caption += f" in {num_superchains} superchains"
     if hasattr(info, "acceptance"):
         caption += f", mean acceptance {info.acceptance.double().mean():.2f}"
+    if hasattr(info, "diverged") and info.diverged.any():
+        caption += f", {int(info.diverged.sum())} divergent"
     found = [*_doubts_of_draws(draws, names, values, num_superchains), *_doubts_of_info(info)]
     return Summary(names=names, caption=caption, warnings=tuple(found), **values)
 
@@ -856,7 +862,7 @@ def _doubts_of_draws(
 
 
 def _doubts_of_info(info: Any) -> Iterator[str]:
-    if hasattr(info, "diverged") and info.diverged.any():
+    if hasattr(info, "diverged") and info.diverged.double().mean() > DIVERGED_LIMIT:
         yield (
             f"Divergent transitions: {int(info.diverged.sum())} of {info.diverged.numel()}. The "
             "density bends too sharply for the step size somewhere, and the chains miss that "

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coursepkg import diagnostics
+from coursepkg.hmc import HMCInfo
+from coursepkg.mcmc import Chains, Info
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # once a day it announces its next version
@@ -366,34 +368,17 @@ def test_e_bfmi_of_independent_energies_is_two() -> None:
 # --- Summary --------------------------------------------------------------------------------------
 
 
-class Info(NamedTuple):
-    log_density: Tensor
-    acceptance: Tensor
-
-
-class HmcInfo(NamedTuple):
-    log_density: Tensor
-    acceptance: Tensor
-    energy: Tensor
-    diverged: Tensor
-
-
-class Chains(NamedTuple):
-    draws: Tensor
-    info: Any
-
-
 def good_chains(num_chains: int = 4, num_draws: int = 400) -> Chains:
     draws = normals(num_chains, num_draws, 2, seed=5)
     log_density = -draws.square().sum(dim=2) / 2
     shape = num_chains, num_draws
     energy = normals(*shape, seed=6).square() - log_density
-    info = HmcInfo(log_density, torch.full(shape, 0.8), energy, torch.zeros(shape).bool())
-    return Chains(draws, info)
+    info = HMCInfo(log_density, torch.full(shape, 0.8), energy, torch.zeros(shape).bool())
+    return Chains(draws, info, None)
 
 
 def with_info(chains: Chains, **changed: Tensor) -> Chains:
-    return Chains(chains.draws, chains.info._replace(**changed))
+    return chains._replace(info=chains.info._replace(**changed))
 
 
 @pytest.mark.parametrize(("num_chains", "num_superchains"), [(4, None), (100, None), (100, 5)])
@@ -585,7 +570,7 @@ def test_chains_of_one_distribution_are_not_called_lost(num_chains: int, dim: in
     for seed in range(10):
         draws = autoregressive(0.8, num_chains, 100, dim, seed=seed)
         log_density = -draws.square().sum(dim=2) / 2
-        chains = Chains(draws, Info(log_density, torch.full_like(log_density, 0.5)))
+        chains = Chains(draws, Info(log_density, torch.full_like(log_density, 0.5)), None)
         assert "Lost chains" not in starts(diagnostics.summary(chains))
 
 
@@ -702,7 +687,7 @@ def test_arviz_gets_the_draws_and_its_own_names_and_finds_the_same_numbers() -> 
 
 def test_arviz_gets_named_quantities_and_only_what_the_sampler_told() -> None:
     chains = good_chains()
-    told = Chains(chains.draws, Info(chains.info.log_density, chains.info.acceptance))
+    told = Chains(chains.draws, Info(chains.info.log_density, chains.info.acceptance), None)
     data = diagnostics.to_arviz(told, names=["a", "b"])
     assert set(data.posterior.data_vars) == {"a", "b"}
     close(torch.from_numpy(data.posterior["b"].to_numpy()), chains.draws[..., 1])
@@ -814,3 +799,13 @@ def test_energy_is_named_in_its_errors(kind_error: Any) -> None:
         diagnostics.e_bfmi(torch.ones(3, 2))
     with kind_error(ValueError, "energy must be finite"):
         diagnostics.e_bfmi(tensor([[1.0, 2, NAN, 4]]))
+
+
+def test_a_divergence_in_thousands_is_counted_and_no_reason_for_distrust() -> None:
+    chains = good_chains()
+    chains.info.diverged[0, 0] = True  # 1 of 1600
+    summary = diagnostics.summary(chains)
+    assert summary.trusted
+    assert summary.caption.endswith("1 divergent")
+    chains.info.diverged[0, :2] = True
+    assert not diagnostics.summary(chains).trusted
