@@ -217,7 +217,7 @@ def test_means_and_sds_agree_with_the_reference(name: str) -> None:
     assert z.abs().max() < 4
     assert z_exact.abs().max() < 4.5
     assert not chains.info.diverged.any()
-    assert diagnostics.rank_rhat(draws).max() < 1.02
+    assert diagnostics.rank_rhat(draws).max() < 1.1  # of 64 short chains; of independent draws 1.01
     # An error bar so wide that everything agrees would prove nothing.
     assert (diagnostics.mcse_mean(draws) / draws.flatten(0, 1).std(0)).max() < 0.05
 
@@ -242,7 +242,7 @@ def test_the_centred_eight_schools_are_in_trouble_and_the_diagnosis_says_so() ->
     assert "Divergent" in doubts or "E-BFMI" in doubts
     # What the funnel hides: where tau is small, its neck is too narrow for the common step size.
     log_tau = draws[..., -1].log()
-    assert diagnostics.rank_rhat(log_tau) > 1.05
+    assert diagnostics.rank_rhat(log_tau) > 1.1
 
 
 def test_the_non_centred_eight_schools_are_trusted() -> None:
@@ -250,4 +250,4 @@ def test_the_non_centred_eight_schools_are_trusted() -> None:
     chains, draws = run(eight_schools(truth["data"]))
     assert not chains.info.diverged.any()
     assert (diagnostics.e_bfmi(chains.info.energy) < 0.3).double().mean() < 0.05
-    assert diagnostics.rank_rhat(draws[..., -1].log()) < 1.05
+    assert diagnostics.rank_rhat(draws[..., -1].log()) < 1.1
