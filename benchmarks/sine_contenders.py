@@ -124,7 +124,7 @@ def coursepkg(*, supplied: bool = True) -> tuple[Sampler, float]:
         generator = torch.Generator().manual_seed(seed)
         start = annealing.anneal(target, posterior.dim, 512, generator=generator)
         chains = mcmc.sample(
-            start.kernel, start.position, 100, num_warmup=10, generator=generator, progress=False
+            start.kernel, start.position, 100, num_warmup=40, generator=generator, progress=False
         )
         return chains.draws.numpy().astype(float)
 
