@@ -222,12 +222,9 @@ def test_means_and_sds_agree_with_the_reference(name: str) -> None:
     assert (diagnostics.mcse_mean(draws) / draws.flatten(0, 1).std(0)).max() < 0.05
 
 
-@pytest.mark.parametrize(
-    "name", ["eight_schools-eight_schools_noncentered", "gp_pois_regr-gp_regr"]
-)
-def test_without_the_log_jacobian_they_do_not_agree(name: str) -> None:
-    truth = load(name)
-    model = MODELS[name](truth["data"])
+def test_without_the_log_jacobian_eight_schools_do_not_agree() -> None:
+    truth = load("eight_schools-eight_schools_noncentered")
+    model = eight_schools(truth["data"])
     # Not tuned: without the Jacobian tau has no proper posterior, and paths grow without end.
     for log_density, agrees in (
         (model.space.log_density(model.log_joint), True),
