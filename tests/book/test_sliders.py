@@ -80,7 +80,8 @@ def test_prior_functions(html: Path) -> None:
     """The chapter averages over 100,000 units that it has drawn; here is the integral."""
     found = described(html, "networks", "units")
     assert len(found) == 16
-    sums, weights = np.polynomial.hermite_e.hermegauss(200)
+    sums = np.linspace(-8, 8, 100_001)  # fine enough for the steepest tanh
+    weights = np.exp(-(sums**2) / 2)
     weights = weights / weights.sum()
     for (units, scale), text in found.items():
         squared = weights @ np.tanh(scale * np.sqrt(10) * sums) ** 2
