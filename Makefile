@@ -7,8 +7,10 @@ PEERS := $(VENV)/.peers
 EXTRAS := plot,data,arviz,book,test
 CHECKED := coursepkg tools tests benchmarks book/_ext
 
+# Two workers share two cores: with more than one thread each, they wait for one another.
+ONE_THREAD := OMP_NUM_THREADS=1
 # nbval runs the notebooks as tools/build_book.py did: this checkout's package, one thread, no bars.
-AS_BUILT := PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 TQDM_DISABLE=1
+AS_BUILT := PYTHONPATH=$(CURDIR) $(ONE_THREAD) TQDM_DISABLE=1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RUFF_CACHE_DIR := _build/ruff_cache
@@ -38,7 +40,7 @@ lint: $(READY) ## check style and types
 	$(BIN)/mypy
 
 test: lint ## prove everything: style, types, units, statistics, doctests, the book, nbval, a browser
-	$(BIN)/pytest tests coursepkg --ignore=tests/book -m 'not slow' \
+	$(ONE_THREAD) $(BIN)/pytest tests coursepkg --ignore=tests/book -m 'not slow' \
 	  -n 2 --dist loadfile --quiet --cov --cov-report=term
 	@$(MAKE) --no-print-directory book
 	$(AS_BUILT) $(BIN)/pytest --nbval tests/book $$($(BIN)/python tools/build_book.py --notebooks) \

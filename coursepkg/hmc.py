@@ -204,7 +204,7 @@ class HMC:
         generator: torch.Generator | None = None,
         tick: Callable[[], object] = lambda: None,
     ) -> tuple[HMC, HMCState]:
-        """Move the chains, and tune what is not given.
+        """Move the chains, and tune what is not given; where all is given there is only moving.
 
         In the first window each chain takes short paths with a step size of its own, since some may
         start where the density is steep; one that is lost all the same goes on from where another
@@ -216,12 +216,16 @@ class HMC:
         Raises:
             ValueError: There is something to tune, and fewer than 20 steps to do it in.
         """
+        if None not in (self.step_size, self.trajectory_length, self.inverse_mass):
+            for _ in range(num_steps):
+                state, _ = self.step(state, generator=generator)
+                tick()
+            return self, state
         if num_steps == 0:
             return self, state
-        tuned = self
-        if None in (self.step_size, self.trajectory_length, self.inverse_mass):
-            _checks.count("num_warmup, where HMC tunes itself,", num_steps, minimum=20)
+        _checks.count("num_warmup, where HMC tunes itself,", num_steps, minimum=20)
         ends = [round(part * num_steps) for part in WINDOW_ENDS]
+        tuned = self
         own_steps = tuned._first_step_sizes(state, generator)
         averaging = DualAveraging(float(own_steps.min()))
         window: list[Tensor] = []

@@ -6,6 +6,7 @@ jaxtyping (``Float[Tensor, "chains draws"]``), and in nitpicky mode reports each
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -60,8 +61,24 @@ def skip_tuple_field(
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
+def name_function(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: dict[str, Any],
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Show a default such as ``torch.relu`` by its name: its repr would not even parse."""
+    if signature:
+        signature = re.sub(r"<built-in method (\w+) of type object[^>]*>", r"torch.\1", signature)
+    return signature, returns
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the extension."""
+    app.connect("autodoc-process-signature", name_function)
     app.connect("autodoc-skip-member", skip_tuple_field)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
