@@ -122,9 +122,9 @@ def coursepkg(*, supplied: bool = True) -> tuple[Sampler, float]:
 
     def sample(seed: int) -> Array:
         generator = torch.Generator().manual_seed(seed)
-        start = annealing.anneal(target, posterior.dim, 512, generator=generator)
+        start = annealing.anneal(target, posterior.dim, 1024, generator=generator)
         chains = mcmc.sample(
-            start.kernel, start.position, 100, num_warmup=40, generator=generator, progress=False
+            start.kernel, start.position, 50, num_warmup=20, generator=generator, progress=False
         )
         return chains.draws.numpy().astype(float)
 

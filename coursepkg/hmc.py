@@ -16,7 +16,6 @@ Source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -36,6 +35,8 @@ __all__ = ["HMC", "HMCInfo", "HMCState", "hmc", "leapfrog"]
 DIVERGENCE = 1000.0
 # No trajectory takes more steps than this, whatever the tuning thinks.
 MAX_STEPS = 1000
+# This part of the paths has smaller steps, and by how much.
+SMALL_STEPS, SMALLER = 0.2, 0.6
 # How many steps a path has before a length is known.
 FIRST_STEPS = 5
 # How many it has in the mean, at most, before the last window.
@@ -47,7 +48,7 @@ LOST = 100.0
 # Where the windows of the warm-up end, in parts of it.
 WINDOW_ENDS = (0.1, 0.25, 0.5, 0.8)
 # How many paths the choice of a length is based on.
-MIN_PATHS = 256
+PATHS = 256
 
 
 class HMCState(NamedTuple):
@@ -169,14 +170,19 @@ class HMC:
     def step(
         self, state: HMCState, *, generator: torch.Generator | None = None
     ) -> tuple[HMCState, HMCInfo]:
-        """Draw a momentum, follow the path for a random time, and take its end or stay."""
+        """Draw a momentum, follow the path for a random time, and take its end or stay.
+
+        One path in five has steps of six tenths of ``step_size``.
+        """
         step_size = self._known_step_size()
         mean_steps = self.trajectory_length / step_size if self.trajectory_length else FIRST_STEPS
         # Any number up to the longest: a fixed one can fall in with a period of the motion.
         longest = min(max(1, round(2 * mean_steps - 1)), MAX_STEPS)
-        num_steps = 1 + int(
-            longest * torch.rand((), generator=generator, device=state.position.device)
-        )
+        time, chance = torch.rand(2, generator=generator, device=state.position.device).tolist()
+        num_steps = 1 + int(longest * time)
+        # Smaller steps now and then free a chain from where the density is too steep for these.
+        if chance < SMALL_STEPS:
+            step_size *= SMALLER
         return self._move(state, step_size, num_steps, generator)
 
     def _move(
@@ -306,11 +312,12 @@ class HMC:
             lengths in Hamiltonian Monte Carlo", AISTATS, for the gain.
         """
         step_size = self._known_step_size()
-        copies = math.ceil(MIN_PATHS / len(state.position))
-        state = HMCState(*(field.repeat(copies, *[1] * (field.ndim - 1)) for field in state))
+        # From every n-th chain one path, or several from each.
+        chosen = torch.arange(PATHS, device=state.position.device) * len(state.position) // PATHS
+        center = state.position.mean(dim=0)
+        state = HMCState(*(field[chosen] for field in state))
         momentum = self._momentum(state.position, generator)
         energy = _kinetic(momentum, self.inverse_mass) - state.log_density
-        center = state.position.mean(dim=0)
         root = None if self.inverse_mass is None else _root(self.inverse_mass)
 
         def distance(position: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def test_the_sine_network_has_the_evidence_of_its_reference(truth: Callable[[str
     posterior, reference = networks.sine_posterior(), truth("sine_network")
     found = torch.tensor(
         [
-            anneal(posterior, posterior.dim, 512, generator=generator(seed)).log_evidence
+            anneal(posterior, posterior.dim, 2048, generator=generator(seed)).log_evidence
             for seed in range(6)
         ],
         dtype=torch.float64,
