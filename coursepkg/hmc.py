@@ -292,24 +292,25 @@ class HMC:
         return steps
 
     def best_length(self, state: HMCState, *, generator: torch.Generator | None = None) -> float:
-        r"""The trajectory length that gains most for each gradient.
+        r"""The trajectory length that yields most effective draws for each gradient.
 
-        The gain of a path from :math:`\theta` to :math:`\theta'` is the square of
-        :math:`\lVert\theta' - m\rVert^2 - \lVert\theta - m\rVert^2`, in units of the mass, times
-        the acceptance: a path that turns back gains nothing. Long paths are followed from where the
-        chains are; each point on them says what ending there would gain.
+        Judged is :math:`\lVert\theta - m\rVert^2`, in units of the mass, which does not change on a
+        path that turns back to the other side. Its mean square change over a path, times the
+        acceptance, is :math:`2 (1 - \rho)` times its variance, and draws with an autocorrelation of
+        :math:`\rho` are worth :math:`(1 - \rho) / (1 + \rho)` independent ones each. Long paths are
+        followed from where the chains are; each point on them says what ending there would change.
 
         Args:
             state: Where the chains are.
             generator: Source of randomness.
 
         Returns:
-            The length at which the mean gain of the kernel's paths, whose lengths are uniform up to
-            twice that, is largest for its cost.
+            The length at which the kernel's paths, whose lengths are uniform up to twice that, are
+            worth most for their cost.
 
         Source:
             Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory
-            lengths in Hamiltonian Monte Carlo", AISTATS, for the gain.
+            lengths in Hamiltonian Monte Carlo", AISTATS, for the square change.
         """
         step_size = self._known_step_size()
         # From every n-th chain one path, or several from each.
@@ -327,22 +328,25 @@ class HMC:
             return offset.square().sum(dim=0)
 
         start = distance(state.position)
-        longest, best_rate, total = 1, -1.0, 0.0
+        farthest, best_rate, total = 1, -1.0, 0.0
+        means: list[float] = []  # of the change over paths with 1, 2, … steps
         for num_steps in range(1, MAX_STEPS + 1):
             state, momentum = leapfrog(
                 self.log_density, state, momentum, step_size, 1, self.inverse_mass
             )
             log_ratio = energy - _kinetic(momentum, self.inverse_mass) + state.log_density
-            gain = _probability(log_ratio) * (distance(state.position) - start).square()
-            total += float(gain.nan_to_num(nan=0.0, posinf=0.0).mean())
-            rate = (
-                total / num_steps / (num_steps + 1)
-            )  # mean gain of 1, 2, … steps, over their mean
-            if rate > best_rate:
-                longest, best_rate = num_steps, rate
-            if num_steps > 1.5 * longest + 10:
+            change = _probability(log_ratio) * (distance(state.position) - start).square()
+            total += float(change.nan_to_num(nan=0.0, posinf=0.0).mean())
+            means.append(total / num_steps)
+            if means[-1] / (num_steps + 1) > best_rate:
+                farthest, best_rate = num_steps, means[-1] / (num_steps + 1)
+            if num_steps > 1.5 * farthest + 10:
                 break
-        return (longest + 1) / 2 * step_size
+        # Few chains know the variance badly: twice it is no less than the largest change.
+        twice_variance = max(*means, 2 * float(start.var()), torch.finfo().tiny)
+        renewed = torch.tensor(means) / twice_variance
+        worth = renewed / (2 - renewed) / torch.arange(2, len(means) + 2)
+        return (int(worth.argmax()) + 2) / 2 * step_size
 
 
 def _rescue(state: HMCState, generator: torch.Generator | None) -> HMCState:
@@ -389,7 +393,7 @@ def hmc(
     Returns:
         A kernel. What is ``None`` is tuned in the warm-up, which then needs 20 steps or more (100
         do well): the step size to a harmonic mean acceptance of 0.8 by dual averaging, the mass to
-        the covariance of the draws, the length to the largest gain per gradient.
+        the covariance of the draws, the length to the most effective draws per gradient.
 
     Raises:
         TypeError: ``log_density`` cannot be called, or an argument is of the wrong kind.
