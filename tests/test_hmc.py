@@ -247,6 +247,25 @@ def test_the_pooled_covariance_is_that_of_the_draws_and_a_diagonal_where_they_ar
     assert pooled_covariance(draws.float()).dtype == torch.float32
 
 
+def test_the_length_of_paths_is_worth_most_on_a_gaussian() -> None:
+    # On a normal the squared distance after n steps has the autocorrelation cos²(n ε).
+    step_size, num_steps = 0.05, torch.arange(1, 100)
+    rho = (step_size * num_steps).cos().square().cumsum(dim=0) / num_steps
+    worth, gain = (1 - rho) / (1 + rho) / (num_steps + 1), (1 - rho) / (num_steps + 1)
+    best, greedy = ((int(rate.argmax()) + 2) / 2 * step_size for rate in (worth, gain))
+    found = []
+    for seed in range(12):
+        random = torch.Generator().manual_seed(seed)
+        kernel = hmc(normal, step_size=step_size, inverse_mass=torch.ones(20))
+        state = kernel.init(torch.randn(1024, 20, generator=random))
+        found.append(kernel.best_length(state, generator=random))
+    lengths = torch.tensor(found)
+    error = float(lengths.std()) / len(found) ** 0.5 + step_size / 4  # lengths are half steps apart
+    assert abs(float(lengths.mean()) - best) < 4 * error
+    # Gain alone, which prefers shorter paths, is told apart.
+    assert abs(float(lengths.mean()) - greedy) > 4 * error
+
+
 def test_the_acceptance_is_on_target_after_the_warm_up(generator: torch.Generator) -> None:
     for dim in (2, 20):
         start = torch.randn(100, dim, generator=generator)
