@@ -16,7 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["array", "count", "design", "function", "generator_or_none", "positive", "scalar"]
+__all__ = [
+    "array",
+    "broadcast",
+    "choice",
+    "count",
+    "design",
+    "function",
+    "generator_or_none",
+    "numbers",
+    "positive",
+    "scalar",
+    "scale_tril",
+]
 
 
 def array(name: str, value: Tensor, *, ndim: int | None = None) -> Float[Tensor, "..."]:
@@ -128,6 +140,65 @@ def positive(name: str, value: float | Tensor) -> float:
     if number <= 0:
         raise ValueError(f"{name} must be positive, got {number}")
     return number
+
+
+def numbers(name: str, value: float | Tensor, *, positive: bool = False) -> Float[Tensor, "..."]:
+    """Check finite numbers: a tensor, returned in its own dtype, or one number, as float64.
+
+    Raises:
+        TypeError: ``value`` is neither a real number nor a floating-point tensor.
+        ValueError: It is empty or not finite, or not positive where it must be.
+    """
+    if not isinstance(value, Tensor):
+        value = torch.tensor(scalar(name, value), dtype=torch.float64)
+    array(name, value)
+    if positive and not (value > 0).all():
+        raise ValueError(f"{name} must be positive, got values down to {float(value.min())}")
+    return value
+
+
+def scale_tril(name: str, value: Tensor) -> None:
+    """Check Cholesky factors of covariances.
+
+    Raises:
+        TypeError: ``value`` is no floating-point tensor.
+        ValueError: It is not finite, not square in its last two dimensions, or not lower triangular
+            with a positive diagonal.
+    """
+    array(name, value)
+    if value.ndim < 2 or value.shape[-2] != value.shape[-1]:
+        raise ValueError(
+            f"{name} must be square in its last two dimensions, got shape {tuple(value.shape)}"
+        )
+    if value.triu(1).any() or not (value.diagonal(dim1=-2, dim2=-1) > 0).all():
+        raise ValueError(
+            f"{name} must be lower triangular with a positive diagonal; "
+            "torch.linalg.cholesky(covariance) makes it from a covariance"
+        )
+
+
+def broadcast(**shapes: torch.Size) -> torch.Size:
+    """Check that shapes, given by name, broadcast; return what they broadcast to.
+
+    Raises:
+        ValueError: They do not.
+    """
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"shapes must broadcast, got {got}") from None
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check one of a few words.
+
+    Raises:
+        ValueError: ``value`` is another one.
+    """
+    if value not in choices:
+        words = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {words}, got {value!r}")
 
 
 def count(name: str, value: int, *, minimum: int) -> int:

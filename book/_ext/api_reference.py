@@ -20,6 +20,7 @@ SHORT_NAMES = {
     "Axes": "matplotlib.axes.Axes",
     "Bool": "jaxtyping.Bool",
     "Callable": "collections.abc.Callable",
+    "Distribution": "torch.distributions.distribution.Distribution",
     "Figure": "matplotlib.figure.Figure",
     "Float": "jaxtyping.Float",
     "Generator": "torch.Generator",
