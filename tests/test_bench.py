@@ -1,7 +1,8 @@
-"""The benchmark of samplers counts what it says it counts."""
+"""The benchmarks count what they say they count."""
 
 from __future__ import annotations
 
+import bench_kl_fit
 import numpy as np
 import pytest
 import torch
@@ -50,3 +51,15 @@ def test_the_jackknife_tells_the_scatter_of_delivered() -> None:
 def test_a_bias_delivers_nothing() -> None:
     biased = means_of_runs(400, 30, seed=1) + SD
     assert delivered(biased) == pytest.approx(1, rel=0.3)
+
+
+def test_the_fit_is_raced_to_the_right_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = bench_kl_fit.exact()
+    assert exact == pytest.approx((2.180, 1.465), abs=5e-4)  # as published
+    assert bench_kl_fit.coursepkg() == pytest.approx(exact, abs=1e-6)
+    # The loop goes the same way, draw by draw or batched; it only needs far more steps.
+    monkeypatch.setattr(bench_kl_fit, "STEPS", 20)
+    for batched in (False, True):
+        mean, scale = bench_kl_fit.loop(batched=batched)
+        assert 0 < mean - bench_kl_fit.START[0] <= 0.021
+        assert -0.021 <= scale - bench_kl_fit.START[1] < 0

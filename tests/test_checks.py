@@ -211,3 +211,44 @@ def test_generator_is_handed_on_or_may_be_absent(generator: torch.Generator) -> 
 def test_generator_wants_torch_s_kind(value: Any, kind_error: Any) -> None:
     with kind_error(TypeError, "generator must be", type(value).__name__, "manual_seed(0)"):
         _checks.generator_or_none(value)
+
+
+def test_numbers_keep_their_dtype_and_one_number_is_float64() -> None:
+    given = torch.tensor([0.5, 2.0])
+    assert _checks.numbers("x", given) is given
+    assert _checks.numbers("x", 0.1).dtype == torch.float64
+    assert float(_checks.numbers("x", 3, positive=True)) == 3
+
+
+@pytest.mark.parametrize("value", [0.0, torch.tensor([1.0, -0.5])])
+def test_numbers_may_have_to_be_positive(value: Any, kind_error: Any) -> None:
+    with kind_error(ValueError, "speed must be positive"):
+        _checks.numbers("speed", value, positive=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.ones(2), ("square", "(2,)")),
+        (torch.ones(2, 3), ("square", "(2, 3)")),
+        (torch.ones(2, 2), ("lower triangular", "cholesky")),
+        (torch.zeros(2, 2), ("positive diagonal",)),
+        (torch.full((1, 1), NAN), ("finite",)),
+    ],
+)
+def test_a_cholesky_factor_is_lower_triangular(value: Any, words: Any, kind_error: Any) -> None:
+    _checks.scale_tril("factor", torch.eye(2).expand(3, 2, 2))
+    with kind_error(ValueError, "factor must be", *words):
+        _checks.scale_tril("factor", value)
+
+
+def test_shapes_that_do_not_broadcast_are_named(kind_error: Any) -> None:
+    assert _checks.broadcast(a=torch.Size([3, 1]), b=torch.Size([2])) == (3, 2)
+    with kind_error(ValueError, "broadcast", "a (3,)", "b (2,)"):
+        _checks.broadcast(a=torch.Size([3]), b=torch.Size([2]))
+
+
+def test_a_choice_is_one_of_the_words(kind_error: Any) -> None:
+    _checks.choice("way", "there", ("here", "there"))
+    with kind_error(ValueError, "way must be one of 'here', 'there', got 'up'"):
+        _checks.choice("way", "up", ("here", "there"))
