@@ -27,6 +27,7 @@ SHORT_NAMES = {
     "Int": "jaxtyping.Int",
     "Iterable": "collections.abc.Iterable",
     "Iterator": "collections.abc.Iterator",
+    "Literal": "typing.Literal",
     "Mapping": "collections.abc.Mapping",
     "Sequence": "collections.abc.Sequence",
     "Tensor": "torch.Tensor",
