@@ -136,7 +136,9 @@ def local_reparameterization(
         \epsilon_{no} \sim \mathcal N(0, 1) .
 
     The same input twice has two outputs, with correlation zero: they are *not* values of one drawn
-    function. A sum over rows, such as a minibatch's loss, varies less for it.
+    function. Noise of its own for each row averages out over a minibatch, and its gradient mostly
+    varies less for it. Not always: residuals that cancel under shared noise then do not, so that
+    close to a fit with much noise in the data the gradient by the scales can vary more.
 
     Args:
         x: As for :func:`shared_weights`, and so are the others.
