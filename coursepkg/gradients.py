@@ -48,6 +48,7 @@ class Estimate(NamedTuple):
     standard_error: Float[Tensor, "*shape"]
 
 
+@torch.enable_grad()  # also where the caller has switched gradients off
 def score_function(
     f: Callable[[Tensor], Tensor],
     family: Callable[..., Distribution],
@@ -117,6 +118,7 @@ def score_function(
     return _gradients((values * log_density).sum(), copies)
 
 
+@torch.enable_grad()
 def pathwise(
     f: Callable[[Tensor], Tensor],
     family: Callable[..., Distribution],
