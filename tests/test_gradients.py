@@ -453,6 +453,14 @@ def test_the_generator_decides_and_the_caller_s_tensors_stay(estimator: Any) -> 
         assert torch.equal(draws["loc"], estimator(square, Normal, at, 5)["loc"])
 
 
+def test_the_score_function_builds_no_graph_of_f() -> None:
+    def f(z: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return z
+
+    score_function(f, Normal, NORMAL, 5)
+
+
 def test_a_dimension_of_draws_is_not_taken_for_another(kind_error: Callable[..., Any]) -> None:
     """With three draws, (3, 3) and (3,) would broadcast, each scale beside the wrong draws."""
     at = {"loc": torch.zeros(3), "scale": torch.tensor(1.0)}
