@@ -199,7 +199,7 @@ def _one_for_each_draw(
     _checks.generator_or_none(generator)
 
     def copies(count: int) -> dict[str, Tensor]:
-        return {name: v.detach().expand(count, *v.shape) for name, v in parameters.items()}
+        return {name: v.expand(count, *v.shape) for name, v in parameters.items()}
 
     # A count that is no other dimension's length: a draw's dimension cannot be taken for another.
     count = 2 + max(max(value.shape, default=0) for value in parameters.values())

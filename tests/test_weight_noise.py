@@ -127,7 +127,7 @@ def test_the_planted_layer_is_right_without_its_bug() -> None:
 
 
 def worst_company(y: Tensor, name: str) -> float:
-    """The largest z score of a covariance of two outputs, or of their squares."""
+    """The largest z score of a covariance of two outputs, of their squares, or of two and two."""
     centered, z = y - EXACT_MEAN, []
     for n, m in itertools.combinations(range(4), 2):
         shared = SCALE1**2 @ (X1[n] * X1[m])
@@ -141,6 +141,9 @@ def worst_company(y: Tensor, name: str) -> float:
         squares = centered.square() - EXACT_VARIANCE
         z.append(z_scores(squares[:, n] * squares[:, m], of_squares))
         z.append(z_scores(centered[:, n] * centered[:, m].flip(-1), 0.0))  # other outputs: none
+        # Two outputs of two rows: what flips of the inputs alone would leave behind.
+        four = shared.prod() if name == "shared" else 0.0
+        z.append(z_scores(centered[:, [n, m]].flatten(1).prod(dim=-1), four)[None])
     z.append(z_scores(centered[:, :, 0] * centered[:, :, 1], 0.0))
     return max(float(one.nan_to_num(nan=0).max()) for one in z)
 
