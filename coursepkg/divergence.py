@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily
 
 from coursepkg import _checks
+from coursepkg._random import draw
 
 __all__ = [
     "Estimate",
@@ -122,9 +123,7 @@ def kl_monte_carlo(
         p: The other one, with the same event shape. Batch shapes broadcast.
         num_samples: How many draws :math:`N` of q, at least 2.
         estimator: Which of the two.
-        generator: Source of randomness; torch's global one where it is ``None``. As
-            ``torch.distributions`` draws from the global one only, that is seeded from the
-            generator for the time of the draw, and put back.
+        generator: Source of randomness; torch's global one where it is ``None``.
 
     Returns:
         Estimate and standard error in nats, of the broadcast batch shape, without a gradient (that
@@ -153,7 +152,7 @@ def kl_monte_carlo(
     _checks.choice("estimator", estimator, ("plain", "control_variate"))
     generator = _checks.generator_or_none(generator)
     with torch.no_grad(), _unvalidated():
-        x = _draw(q, num_samples, generator)
+        x = draw(q, (num_samples,), generator=generator)
         log_r = _log_prob(p, x) - _log_prob(q, x)
     terms = -log_r if estimator == "plain" else torch.expm1(log_r) - log_r
     return mean_with_error(terms)
@@ -379,15 +378,6 @@ def _unvalidated() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(checks)
-
-
-def _draw(q: Distribution, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        return q.sample((num_samples,))
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
-        return q.sample((num_samples,))
 
 
 def _log_prob(distribution: Distribution, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -27,25 +27,9 @@ from torch.distributions import Distribution
 
 from coursepkg import _checks
 from coursepkg._random import draw
+from coursepkg.divergence import Estimate
 
-__all__ = [
-    "Estimate",
-    "estimator_variance",
-    "pathwise",
-    "score_function",
-]
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo result with its error.
-
-    Attributes:
-        value: The estimate.
-        standard_error: Its standard deviation, were it repeated with new draws.
-    """
-
-    value: Float[Tensor, "*shape"]
-    standard_error: Float[Tensor, "*shape"]
+__all__ = ["estimator_variance", "pathwise", "score_function"]
 
 
 @torch.enable_grad()  # also where the caller has switched gradients off
