@@ -20,20 +20,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.quasirandom import SobolEngine
+from tqdm import tqdm
 
 from coursepkg import _checks
 from coursepkg._lbfgs import minimize
 from coursepkg.density import LogDensity, _LowerCholesky, value, value_and_grad
+from coursepkg.divergence import Estimate, mean_with_error
 
 __all__ = ["FitResult", "FullRankNormal", "Guide", "MeanFieldNormal", "fit"]
 
 LOG_2PI = math.log(2 * math.pi)
+# One restart in so many goes on to the next round.
+KEPT = 8
+# How many fresh draws judge the guides in the end.
+JUDGES = 4096
 
 
 class Guide(Protocol):
@@ -141,23 +148,22 @@ def _spread(noise: Tensor, mean: Tensor) -> Tensor:
 
 
 class FitResult(NamedTuple):
-    """What :func:`fit` returns.
+    """What :func:`fit` returns: the guides of its last round, the best first, as one batch.
 
     Attributes:
-        q: The guides that the last round ended with, best first, as one batch.
-        elbo: Their ELBOs by fresh draws, shape ``(guides,)``, in nats.
-        standard_error: The Monte Carlo errors of these.
-        fitted: Their ELBOs by the draws that they were fitted to: higher, by what was overfitted.
-        history: For each round the ELBO of each of its guides after each step, by its own draws.
+        q: The guides.
+        elbo: Their ELBOs in nats, shape ``(guides,)``, by fresh draws, with standard errors.
+        fitted: The same by the draws that they were fitted to. What it is higher by is overfitted:
+            take more draws where that matters.
         converged: Whether the search had come to rest, shape ``(guides,)``.
+        history: The ELBOs of each round's guides after each step, by the round's own draws.
     """
 
     q: Any
-    elbo: Float[Tensor, " guides"]
-    standard_error: Float[Tensor, " guides"]
+    elbo: Estimate
     fitted: Float[Tensor, " guides"]
-    history: list[Float[Tensor, "guides steps"]]
     converged: Bool[Tensor, " guides"]
+    history: list[Float[Tensor, "guides steps"]]
 
 
 def fit(
@@ -172,64 +178,81 @@ def fit(
     r"""Find the guide with the largest ELBO, with fixed draws and a second-order optimizer.
 
     With its noise fixed, the estimate of the ELBO is a smooth function of the guide's numbers,
-    which L-BFGS maximizes in tens of steps. Its optimum is that of the draws, and overfits them
-    where they are few. So a race is run in rounds: all restarts with few draws, then the best
-    eighth of them with eight times as many, until one is left with ``num_draws``.
+    which L-BFGS maximizes in tens of steps. Its optimum is that of these draws, and overfits them
+    where they are few. So the restarts run a race: all of them with few draws, then the best eighth
+    with eight times as many, until the last ones have ``num_draws``.
 
     Args:
         log_density: The target.
-        start: A batch of guides, such as a :class:`MeanFieldNormal` of shape ``(64, dim)``.
-        num_draws: How many draws the last round has; take at least ten for each number of the
-            guide.
+        start: A batch of guides, one for each restart, such as a :class:`MeanFieldNormal` with
+            means of shape ``(64, dim)``.
+        num_draws: How many draws the last round has, at least 2; ten for each of the guide's free
+            numbers do well.
         num_steps: How many steps of L-BFGS a round has, at most.
         generator: Source of randomness; torch's global one where it is ``None``.
         progress: Whether to show a progress bar.
 
     Returns:
-        The guide of the last round.
+        The guides of the last round, judged by draws that none of them was fitted to.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: A number is too small, or the means are no finite matrix.
+
+    Source:
+        Giordano, Ingram and Broderick (2024), "Black box variational inference with a deterministic
+        objective: faster, more accurate, and even more black box", Journal of Machine Learning
+        Research 25(18).
     """
-    flat, dim = start.flatten(), start.mean.shape[-1]
-    rounds = max(1, math.ceil(math.log(len(flat), 8) - 1e-9) + 1) if len(flat) > 1 else 1
-    history = []
-    for left in reversed(range(rounds)):
-        noise = normal_draws(max(2, num_draws // 8**left), dim, generator).to(flat)
+    _checks.function("log_density", log_density)
+    _checks.array("the means of start", start.mean, ndim=2)
+    num_draws = _checks.count("num_draws", num_draws, minimum=2)
+    num_steps = _checks.count("num_steps", num_steps, minimum=1)
+    generator = _checks.generator_or_none(generator)
+    family, free, dim = type(start), start.flatten().detach(), start.mean.shape[1]
 
-        def loss(free: Tensor) -> tuple[Tensor, Tensor]:
-            return _negative_elbo(log_density, type(start), free, noise)
+    num_rounds = math.ceil(math.log(len(free), KEPT)) + 1
+    history: list[Tensor] = []
+    with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
+        for rounds_left in reversed(range(num_rounds)):
+            noise = _noise(max(2, num_draws // KEPT**rounds_left), dim, generator).to(free)
+            loss = partial(_negative_elbo, log_density, family, noise)
+            if history:
+                best = loss(free)[0].argsort()
+                free = free[best[: math.ceil(len(free) / KEPT)]]
+            found = minimize(loss, free, num_steps, tick=bar.update)
+            free = found.point
+            history.append(-found.history)
 
-        if history:
-            flat = flat[loss(flat)[0].argsort()[: max(1, len(flat) // 8)]]
-        found = minimize(loss, flat, num_steps)
-        flat = found.point
-        history.append(-found.history)
-    order = found.value.argsort()
-    q = type(start).unflatten(flat[order], dim)
-    draws = q.transform(torch.randn(4096, dim, generator=generator, dtype=flat.dtype))
-    terms = value(log_density, draws.flatten(0, 1)).reshape(draws.shape[:-1])
-    elbo = terms.mean(dim=0) + q.entropy()
-    return FitResult(q, elbo, terms.std(dim=0) / 64, -found.value[order], history, found.converged)
+    best = found.value.argsort()
+    q = family.unflatten(free[best], dim)
+    fresh = torch.randn(JUDGES, dim, generator=generator, dtype=free.dtype, device=free.device)
+    terms = value(log_density, q.transform(fresh)) + q.entropy()
+    elbo = mean_with_error(terms)
+    return FitResult(q, elbo, -found.value[best], found.converged[best], history)
 
 
 def _negative_elbo(
-    log_density: LogDensity, family: type, free: Tensor, noise: Tensor
+    log_density: LogDensity, family: type[Guide], noise: Tensor, free: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """The ELBOs of guides by given noise, and their gradients in the free numbers, times -1."""
     with torch.enable_grad():
         free = free.detach().requires_grad_()
-        q = family.unflatten(free, noise.shape[-1])
-        draws = q.transform(noise)
-        values, slopes = value_and_grad(log_density, draws.detach().flatten(0, 1))
-        # The gradient of the log density is known: what autograd follows is a draw's way from the
-        # free numbers.
-        along = (slopes.reshape(draws.shape) * draws).sum(dim=-1)
-        entropy = q.entropy()
-        objective = along.mean(dim=0) + entropy
-        (gradient,) = torch.autograd.grad(objective.sum(), free)
-    return -(values.reshape(along.shape).mean(dim=0) + entropy.detach()), -gradient
+        q = family.unflatten(free, noise.shape[1])
+        draws, entropy = q.transform(noise), q.entropy()
+        values, slopes = value_and_grad(log_density, draws.detach())
+        # Where a draw moves, the log density changes by its slope there: autograd need not know it.
+        linear = (slopes * draws).sum(dim=-1).mean(dim=0)
+        (gradient,) = torch.autograd.grad((linear + entropy).sum(), free)
+    return -(values.mean(dim=0) + entropy.detach()), -gradient
 
 
-def normal_draws(num_draws: int, dim: int, generator: torch.Generator | None) -> Tensor:
-    """Standard normal draws that fill space evenly, each with its mirror image."""
-    seed = int(torch.randint(2**31, (), generator=generator))
-    uniform = SobolEngine(dim, scramble=True, seed=seed).draw((num_draws + 1) // 2)
-    half = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6))
+def _noise(num_draws: int, dim: int, generator: torch.Generator | None) -> Tensor:
+    """Standard normal points that fill space evenly, each with its mirror image."""
+    device = generator.device if generator else None
+    seed = int(torch.randint(2**31, (), generator=generator, device=device))
+    uniform = SobolEngine(dim, scramble=True, seed=seed).draw(
+        (num_draws + 1) // 2, dtype=torch.float64
+    )
+    half = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
     return torch.cat([half, -half])
