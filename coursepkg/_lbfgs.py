@@ -25,7 +25,7 @@ class Minimum(NamedTuple):
         point: The points, shape ``(problems, dim)``.
         value: The function there, shape ``(problems,)``.
         history: The best values after each step, shape ``(problems, steps + 1)``.
-        converged: Whether the last step gained less than the tolerance, shape ``(problems,)``.
+        converged: Whether the last step gained no more than rounding, shape ``(problems,)``.
     """
 
     point: Float[Tensor, "problems dim"]
@@ -39,7 +39,6 @@ def minimize(
     start: Float[Tensor, "problems dim"],
     num_steps: int,
     *,
-    tolerance: float = 1e-4,
     tick: Callable[[], object] = lambda: None,
 ) -> Minimum:
     """Minimize by L-BFGS with a line search that cuts steps until they gain.
@@ -47,8 +46,7 @@ def minimize(
     Args:
         function: From points, shape ``(problems, dim)``, to values, ``(problems,)``, and gradients.
         start: Where each problem starts.
-        num_steps: How many steps at most.
-        tolerance: The search ends when no problem gains more than this in a step.
+        num_steps: How many steps at most; it ends sooner where no problem gains more than rounding.
         tick: Called after each step.
 
     Returns:
@@ -61,7 +59,7 @@ def minimize(
     pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
     # The first step has length 1 at most; later ones are scaled by the curvature.
     scale = 1 / gradient.norm(dim=1, keepdim=True).clamp(min=1)
-    history, gain = [value], torch.full_like(value, torch.inf)
+    history, converged = [value], torch.zeros_like(value, dtype=torch.bool)
     for _ in range(num_steps):
         direction = _direction(gradient, pairs, scale)
         new_point, new_value, new_gradient = _search(function, point, value, gradient, direction)
@@ -72,12 +70,15 @@ def minimize(
         weight = torch.where(told, 1 / curvature, 0)
         pairs.append((torch.where(told, step, 0), torch.where(told, change, 0), weight))
         scale = torch.where(told, curvature / change.square().sum(dim=1, keepdim=True), scale)
-        gain, point, value, gradient = value - new_value, new_point, new_value, new_gradient
+        gain = value - new_value
+        point, value, gradient = new_point, new_value, new_gradient
         history.append(value)
         tick()
-        if gain.max() < tolerance:
+        rounding = 10 * torch.finfo(value.dtype).eps * (1 + value.abs())
+        converged = gain < rounding
+        if converged.all():
             break
-    return Minimum(point, value, torch.stack(history, dim=1), gain < tolerance)
+    return Minimum(point, value, torch.stack(history, dim=1), converged)
 
 
 def _direction(

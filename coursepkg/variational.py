@@ -19,18 +19,19 @@ Source:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 
 from coursepkg import _checks
 from coursepkg._lbfgs import minimize
+from coursepkg._random import spread_normal
 from coursepkg.density import LogDensity, _LowerCholesky, value, value_and_grad
 from coursepkg.divergence import Estimate, mean_with_error
 
@@ -43,11 +44,12 @@ KEPT = 8
 JUDGES = 4096
 
 
+@runtime_checkable
 class Guide(Protocol):
     """A batch of distributions over vectors: noise, transformed by a few free numbers."""
 
     @classmethod
-    def unflatten(cls, free: Tensor, dim: int) -> Self:
+    def unflatten(cls, free: Tensor, dim: int) -> Guide:
         """Make the guides whose free numbers are the rows of a matrix."""
         ...
 
@@ -61,6 +63,10 @@ class Guide(Protocol):
 
     def entropy(self) -> Tensor:
         """Entropy in nats, shape ``(*batch)``."""
+        ...
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Log density in nats; ``theta`` is broadcast against the batch."""
         ...
 
     @property
@@ -82,7 +88,7 @@ class MeanFieldNormal:
     scale: Float[Tensor, "*batch dim"]
 
     @classmethod
-    def unflatten(cls, free: Tensor, dim: int) -> Self:
+    def unflatten(cls, free: Tensor, dim: int) -> MeanFieldNormal:
         """Make the guides whose free numbers are the rows of a matrix: means, log scales."""
         mean, log_scale = free.split(dim, dim=-1)
         return cls(mean, log_scale.exp())
@@ -118,7 +124,7 @@ class FullRankNormal:
     scale_tril: Float[Tensor, "*batch dim dim"]
 
     @classmethod
-    def unflatten(cls, free: Tensor, dim: int) -> Self:
+    def unflatten(cls, free: Tensor, dim: int) -> FullRankNormal:
         """Make the guides whose free numbers are the rows of a matrix: means, factors."""
         return cls(free[..., :dim], _LowerCholesky()(free[..., dim:]))
 
@@ -209,14 +215,15 @@ def fit(
     num_draws = _checks.count("num_draws", num_draws, minimum=2)
     num_steps = _checks.count("num_steps", num_steps, minimum=1)
     generator = _checks.generator_or_none(generator)
-    family, free, dim = type(start), start.flatten().detach(), start.mean.shape[1]
+    unflatten, free, dim = type(start).unflatten, start.flatten().detach(), start.mean.shape[1]
 
     num_rounds = math.ceil(math.log(len(free), KEPT)) + 1
     history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
-            noise = _noise(max(2, num_draws // KEPT**rounds_left), dim, generator).to(free)
-            loss = partial(_negative_elbo, log_density, family, noise)
+            few = max(2, num_draws // KEPT**rounds_left)
+            noise = spread_normal(few, dim, generator).to(free)
+            loss = partial(_negative_elbo, log_density, unflatten, noise)
             if history:
                 best = loss(free)[0].argsort()
                 free = free[best[: math.ceil(len(free) / KEPT)]]
@@ -225,34 +232,27 @@ def fit(
             history.append(-found.history)
 
     best = found.value.argsort()
-    q = family.unflatten(free[best], dim)
+    q = unflatten(free[best], dim)
     fresh = torch.randn(JUDGES, dim, generator=generator, dtype=free.dtype, device=free.device)
-    terms = value(log_density, q.transform(fresh)) + q.entropy()
-    elbo = mean_with_error(terms)
+    draws = q.transform(fresh)
+    # With the log density of q in place of its entropy: near the posterior little is left to vary.
+    elbo = mean_with_error(value(log_density, draws) - q.log_prob(draws))
     return FitResult(q, elbo, -found.value[best], found.converged[best], history)
 
 
 def _negative_elbo(
-    log_density: LogDensity, family: type[Guide], noise: Tensor, free: Tensor
+    log_density: LogDensity,
+    unflatten: Callable[[Tensor, int], Guide],
+    noise: Tensor,
+    free: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The ELBOs of guides by given noise, and their gradients in the free numbers, times -1."""
     with torch.enable_grad():
         free = free.detach().requires_grad_()
-        q = family.unflatten(free, noise.shape[1])
+        q = unflatten(free, noise.shape[1])
         draws, entropy = q.transform(noise), q.entropy()
         values, slopes = value_and_grad(log_density, draws.detach())
         # Where a draw moves, the log density changes by its slope there: autograd need not know it.
         linear = (slopes * draws).sum(dim=-1).mean(dim=0)
         (gradient,) = torch.autograd.grad((linear + entropy).sum(), free)
     return -(values.mean(dim=0) + entropy.detach()), -gradient
-
-
-def _noise(num_draws: int, dim: int, generator: torch.Generator | None) -> Tensor:
-    """Standard normal points that fill space evenly, each with its mirror image."""
-    device = generator.device if generator else None
-    seed = int(torch.randint(2**31, (), generator=generator, device=device))
-    uniform = SobolEngine(dim, scramble=True, seed=seed).draw(
-        (num_draws + 1) // 2, dtype=torch.float64
-    )
-    half = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
-    return torch.cat([half, -half])
