@@ -69,6 +69,7 @@ def fit(
     num_draws: int = 512,
     *,
     num_steps: int = 100,
+    race: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -86,6 +87,8 @@ def fit(
         num_draws: How many draws the last round has, at least 2; ten for each of the guide's free
             numbers do well.
         num_steps: How many steps of L-BFGS a round has, at most.
+        race: Whether only the best restarts go on. Without it there is one round, with all draws
+            for all restarts: their local optima.
         generator: Source of randomness; torch's global one where it is ``None``.
         progress: Whether to show a progress bar.
 
@@ -114,7 +117,7 @@ def fit(
     num_steps = _checks.count("num_steps", num_steps, minimum=1)
     generator = _checks.generator_or_none(generator)
 
-    num_rounds = math.ceil(math.log(len(free), KEPT)) + 1
+    num_rounds = math.ceil(math.log(len(free), KEPT)) + 1 if race else 1
     history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
