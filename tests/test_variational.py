@@ -227,6 +227,11 @@ def test_each_row_of_a_batch_is_minimized_for_itself() -> None:
     ("arguments", "error", "words"),
     [
         ({"log_density": 3}, TypeError, ("log_density", "function")),
+        (
+            {"log_density": lambda theta: torch.full(theta.shape[:-1], -torch.inf)},
+            ValueError,
+            ("log_density", "finite", "density.Space"),
+        ),
         ({"num_draws": 1}, ValueError, ("num_draws", "at least 2")),
         ({"num_steps": 0}, ValueError, ("num_steps", "at least 1")),
         ({"generator": 7}, TypeError, ("generator", "torch.Generator")),
