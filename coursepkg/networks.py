@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn import functional
 
@@ -340,9 +340,19 @@ class LogJoint:
 
     def log_likelihood(self, weights: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
         """Log probability of all targets, in nats."""
+        return self._each(weights, slice(None)).sum(dim=0).reshape(weights.shape[:-1])
+
+    def pointwise(
+        self, weights: Float[Tensor, "*batch weights"], rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "*batch rows"]:
+        """Log probability of single targets, those of the given rows, in nats."""
+        return self._each(weights, rows).T.reshape(*weights.shape[:-1], len(rows))
+
+    def _each(self, weights: Tensor, rows: Tensor | slice) -> Tensor:
+        """Log probabilities of targets, shape ``(rows, weight vectors)``."""
         x, y = self._data(weights)
-        signals, _ = self.network.layers(weights.reshape(-1, self.dim).T, x)
-        return self.likelihood.log_prob(signals[-1], y).sum(dim=0).reshape(weights.shape[:-1])
+        signals, _ = self.network.layers(weights.reshape(-1, self.dim).T, x[rows])
+        return self.likelihood.log_prob(signals[-1], y[rows])
 
     def _data(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets in the weights' dtype and on their device."""

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,129 +31,21 @@ from tqdm import tqdm
 from coursepkg import _checks
 from coursepkg._lbfgs import minimize
 from coursepkg._random import spread_normal
-from coursepkg.density import LogDensity, _LowerCholesky, value, value_and_grad
+from coursepkg.density import LogDensity
 from coursepkg.divergence import Estimate, mean_with_error
+from coursepkg.elbo import Estimator, check_guide, elbo, terms
+from coursepkg.guides import Guide
 
-__all__ = ["FitResult", "FullRankNormal", "Guide", "MeanFieldNormal", "fit"]
+__all__ = ["FitResult", "fit", "fit_stochastic"]
 
-LOG_2PI = math.log(2 * math.pi)
 # One restart in so many goes on to the next round.
 KEPT = 8
 # How many fresh draws judge the guides in the end.
 JUDGES = 4096
 
 
-@runtime_checkable
-class Guide(Protocol):
-    """A batch of distributions over vectors: noise, transformed by a few free numbers."""
-
-    @classmethod
-    def unflatten(cls, free: Tensor, dim: int) -> Guide:
-        """Make the guides whose free numbers are the rows of a matrix."""
-        ...
-
-    def flatten(self) -> Tensor:
-        """Say the free numbers, shape ``(*batch, numbers)``."""
-        ...
-
-    def transform(self, noise: Tensor) -> Tensor:
-        """Turn standard normal noise, shape ``(samples, dim)``, into draws of each guide."""
-        ...
-
-    def entropy(self) -> Tensor:
-        """Entropy in nats, shape ``(*batch)``."""
-        ...
-
-    def log_prob(self, theta: Tensor) -> Tensor:
-        """Log density in nats; ``theta`` is broadcast against the batch."""
-        ...
-
-    @property
-    def mean(self) -> Tensor:
-        """Means, shape ``(*batch, dim)``."""
-        ...
-
-
-@dataclass(frozen=True)
-class MeanFieldNormal:
-    r"""Independent normals: :math:`q(\theta) = \prod_k \mathcal N(\theta_k \mid m_k, s_k^2)`.
-
-    Attributes:
-        mean: :math:`m`, shape ``(*batch, dim)``.
-        scale: :math:`s`, of the same shape.
-    """
-
-    mean: Float[Tensor, "*batch dim"]
-    scale: Float[Tensor, "*batch dim"]
-
-    @classmethod
-    def unflatten(cls, free: Tensor, dim: int) -> MeanFieldNormal:
-        """Make the guides whose free numbers are the rows of a matrix: means, log scales."""
-        mean, log_scale = free.split(dim, dim=-1)
-        return cls(mean, log_scale.exp())
-
-    def flatten(self) -> Float[Tensor, "*batch numbers"]:
-        """Say the free numbers."""
-        return torch.cat([self.mean, self.scale.log()], dim=-1)
-
-    def transform(self, noise: Float[Tensor, "samples dim"]) -> Float[Tensor, "samples *batch dim"]:
-        """Turn standard normal noise into draws of each guide."""
-        return self.mean + self.scale * _spread(noise, self.mean)
-
-    def entropy(self) -> Float[Tensor, "*batch"]:
-        """Entropy in nats."""
-        return (self.scale.log() + (1 + LOG_2PI) / 2).sum(dim=-1)
-
-    def log_prob(self, theta: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
-        """Log density in nats; ``theta`` is broadcast against the batch."""
-        noise = (theta - self.mean) / self.scale
-        return -self.entropy() - (noise.square() - 1).sum(dim=-1) / 2
-
-
-@dataclass(frozen=True)
-class FullRankNormal:
-    r"""A normal with any covariance: :math:`q(\theta) = \mathcal N(\theta \mid m, L L^\top)`.
-
-    Attributes:
-        mean: :math:`m`, shape ``(*batch, dim)``.
-        scale_tril: :math:`L`, lower triangular, shape ``(*batch, dim, dim)``.
-    """
-
-    mean: Float[Tensor, "*batch dim"]
-    scale_tril: Float[Tensor, "*batch dim dim"]
-
-    @classmethod
-    def unflatten(cls, free: Tensor, dim: int) -> FullRankNormal:
-        """Make the guides whose free numbers are the rows of a matrix: means, factors."""
-        return cls(free[..., :dim], _LowerCholesky()(free[..., dim:]))
-
-    def flatten(self) -> Float[Tensor, "*batch numbers"]:
-        """Say the free numbers."""
-        return torch.cat([self.mean, _LowerCholesky().inv(self.scale_tril)], dim=-1)
-
-    def transform(self, noise: Float[Tensor, "samples dim"]) -> Float[Tensor, "samples *batch dim"]:
-        """Turn standard normal noise into draws of each guide."""
-        return self.mean + (self.scale_tril @ _spread(noise, self.mean)[..., None])[..., 0]
-
-    def entropy(self) -> Float[Tensor, "*batch"]:
-        """Entropy in nats."""
-        diagonal = self.scale_tril.diagonal(dim1=-2, dim2=-1)
-        return (diagonal.log() + (1 + LOG_2PI) / 2).sum(dim=-1)
-
-    def log_prob(self, theta: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
-        """Log density in nats; ``theta`` is broadcast against the batch."""
-        offset = (theta - self.mean)[..., None]
-        noise = torch.linalg.solve_triangular(self.scale_tril, offset, upper=False)[..., 0]
-        return -self.entropy() - (noise.square() - 1).sum(dim=-1) / 2
-
-
-def _spread(noise: Tensor, mean: Tensor) -> Tensor:
-    """The same noise for each guide of a batch."""
-    return noise.reshape(len(noise), *[1] * (mean.ndim - 1), noise.shape[-1])
-
-
 class FitResult(NamedTuple):
-    """What :func:`fit` returns: the guides of its last round, the best first, as one batch.
+    """What a fit returns: the guides of its last round, the best first, as one batch.
 
     Attributes:
         q: The guides.
@@ -190,8 +81,8 @@ def fit(
 
     Args:
         log_density: The target.
-        start: A batch of guides, one for each restart, such as a :class:`MeanFieldNormal` with
-            means of shape ``(64, dim)``.
+        start: A batch of guides, one for each restart, such as
+            ``MeanFieldNormal.initial(dim, num_restarts=64)``.
         num_draws: How many draws the last round has, at least 2; ten for each of the guide's free
             numbers do well.
         num_steps: How many steps of L-BFGS a round has, at most.
@@ -203,26 +94,32 @@ def fit(
 
     Raises:
         TypeError: An argument is of the wrong kind.
-        ValueError: A number is too small, or the means are no finite matrix.
+        ValueError: A number is too small, or ``start`` is no batch of finite guides.
 
     Source:
         Giordano, Ingram and Broderick (2024), "Black box variational inference with a deterministic
         objective: faster, more accurate, and even more black box", Journal of Machine Learning
         Research 25(18).
+
+    Example:
+        >>> from coursepkg.guides import FullRankNormal, MeanFieldNormal
+        >>> covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+        >>> target = torch.distributions.MultivariateNormal(torch.ones(2), covariance)
+        >>> found = fit(target.log_prob, MeanFieldNormal.initial(2, 8), progress=False)
+        >>> [f"{s:.2f}" for s in found.q.scale[0]]  # (1 - 0.8**2) ** 0.5, not 1
+        ['0.60', '0.60']
     """
-    _checks.function("log_density", log_density)
-    _checks.array("the means of start", start.mean, ndim=2)
+    unflatten, free = _restarts(log_density, start)
     num_draws = _checks.count("num_draws", num_draws, minimum=2)
     num_steps = _checks.count("num_steps", num_steps, minimum=1)
     generator = _checks.generator_or_none(generator)
-    unflatten, free, dim = type(start).unflatten, start.flatten().detach(), start.mean.shape[1]
 
     num_rounds = math.ceil(math.log(len(free), KEPT)) + 1
     history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
             few = max(2, num_draws // KEPT**rounds_left)
-            noise = spread_normal(few, dim, generator).to(free)
+            noise = spread_normal(few, start.num_noise, generator).to(free)[:, None]
             loss = partial(_negative_elbo, log_density, unflatten, noise)
             if history:
                 best = loss(free)[0].argsort()
@@ -232,27 +129,110 @@ def fit(
             history.append(-found.history)
 
     best = found.value.argsort()
-    q = unflatten(free[best], dim)
-    fresh = torch.randn(JUDGES, dim, generator=generator, dtype=free.dtype, device=free.device)
-    draws = q.transform(fresh)
-    # With the log density of q in place of its entropy: near the posterior little is left to vary.
-    elbo = mean_with_error(value(log_density, draws) - q.log_prob(draws))
-    return FitResult(q, elbo, -found.value[best], found.converged[best], history)
+    q = unflatten(free[best])
+    judged = elbo(log_density, q, JUDGES, generator=generator)
+    return FitResult(q, judged, -found.value[best], found.converged[best], history)
+
+
+def fit_stochastic(
+    log_density: LogDensity,
+    start: Guide,
+    num_draws: int = 5,
+    *,
+    num_steps: int = 3000,
+    learning_rate: float = 0.01,
+    estimator: Estimator = "path_derivative",
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> FitResult:
+    r"""Find the guide with the largest ELBO, with fresh draws at each step and Adam.
+
+    Each step moves along a noisy, unbiased gradient. That also works where the density itself is
+    noisy, as one of :func:`coursepkg.elbo.minibatch` is, and where there are too many numbers for
+    :func:`fit`; where both work, this takes a hundred times as many steps. The learning rate falls
+    to zero along a cosine, so that the last guides rest in spite of the noise.
+
+    Args:
+        log_density: The target, or an unbiased estimate of it.
+        start: A batch of guides, one for each restart.
+        num_draws: How many draws of each guide a step takes, at least 2.
+        num_steps: How many steps.
+        learning_rate: The first learning rate, in the units of the guide's free numbers.
+        estimator: How gradients are estimated; see :func:`coursepkg.elbo.elbo`.
+        generator: Source of randomness; torch's global one where it is ``None``.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The guides, the best first. ``fitted`` is the mean over the last tenth of the steps;
+        ``converged`` says whether the last quarter was better than the quarter before by no more
+        than a tenth of a nat and three standard errors.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: A number is too small, ``estimator`` is unknown, or ``start`` is no batch of
+            finite guides.
+
+    Source:
+        Kingma and Welling (2014), as above; Kingma and Ba (2015), "Adam: A method for stochastic
+        optimization", ICLR.
+
+    Example:
+        >>> from coursepkg.guides import MeanFieldNormal
+        >>> normal = torch.distributions.Normal(2.0, 0.5)
+        >>> start = MeanFieldNormal.initial(1, 4)
+        >>> target = lambda theta: normal.log_prob(theta[..., 0])
+        >>> found = fit_stochastic(target, start, learning_rate=0.1, num_steps=300, progress=False)
+        >>> f"{found.q.mean[0, 0]:.2f}", f"{found.q.scale[0, 0]:.2f}"
+        ('2.00', '0.50')
+    """
+    unflatten, free = _restarts(log_density, start)
+    num_draws = _checks.count("num_draws", num_draws, minimum=2)
+    num_steps = _checks.count("num_steps", num_steps, minimum=20)
+    learning_rate = _checks.positive("learning_rate", learning_rate)
+    generator = _checks.generator_or_none(generator)
+
+    free.requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    path = []
+    for _ in tqdm(range(num_steps), disable=None if progress else True):
+        with torch.enable_grad():
+            bound = elbo(
+                log_density, unflatten(free), num_draws, estimator=estimator, generator=generator
+            ).value
+            (gradient,) = torch.autograd.grad(bound.sum(), free)
+        free.grad = -gradient
+        optimizer.step()
+        schedule.step()
+        path.append(bound.detach())
+
+    history = torch.stack(path, dim=1)
+    fitted = history[:, -(num_steps // 10) :].mean(dim=1)
+    before, last = (mean_with_error(part.T) for part in history.chunk(4, dim=1)[-2:])
+    noise = torch.hypot(before.standard_error, last.standard_error)
+    converged = last.value - before.value < 0.1 + 3 * noise
+    best = fitted.argsort(descending=True)
+    q = unflatten(free.detach()[best])
+    judged = elbo(log_density, q, JUDGES, generator=generator)
+    return FitResult(q, judged, fitted[best], converged[best], [history[best]])
+
+
+def _restarts(log_density: LogDensity, start: Guide) -> tuple[Callable[[Tensor], Guide], Tensor]:
+    """Check a target and guides to start from; return their free numbers, one row a restart."""
+    _checks.function("log_density", log_density)
+    check_guide("start", start)
+    _checks.array("the means of start", start.mean, ndim=2)
+    unflatten = partial(type(start).unflatten, dim=start.mean.shape[1])
+    return unflatten, start.flatten().detach().clone()
 
 
 def _negative_elbo(
-    log_density: LogDensity,
-    unflatten: Callable[[Tensor, int], Guide],
-    noise: Tensor,
-    free: Tensor,
+    log_density: LogDensity, unflatten: Callable[[Tensor], Guide], noise: Tensor, free: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The ELBOs of guides by given noise, and their gradients in the free numbers, times -1."""
     with torch.enable_grad():
         free = free.detach().requires_grad_()
-        q = unflatten(free, noise.shape[1])
-        draws, entropy = q.transform(noise), q.entropy()
-        values, slopes = value_and_grad(log_density, draws.detach())
-        # Where a draw moves, the log density changes by its slope there: autograd need not know it.
-        linear = (slopes * draws).sum(dim=-1).mean(dim=0)
-        (gradient,) = torch.autograd.grad((linear + entropy).sum(), free)
-    return -(values.mean(dim=0) + entropy.detach()), -gradient
+        q = unflatten(free)
+        bound = terms(log_density, q, q.transform(noise), "entropy").mean(dim=0)
+        (gradient,) = torch.autograd.grad(bound.sum(), free)
+    return -bound.detach(), -gradient

@@ -8,65 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Normal
 
 from coursepkg import networks
 from coursepkg._lbfgs import minimize
-from coursepkg.variational import FullRankNormal, MeanFieldNormal, fit
+from coursepkg.guides import FullRankNormal, MeanFieldNormal
+from coursepkg.variational import fit
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def factors(*shape: int, dim: int) -> Tensor:
-    below = torch.randn(*shape, dim, dim, generator=generator(), dtype=torch.float64).tril(-1)
-    return below + torch.rand(*shape, dim, generator=generator(1)).double().add(0.3).diag_embed()
-
-
-def mean_field(*shape: int, dim: int) -> MeanFieldNormal:
-    mean = torch.randn(*shape, dim, generator=generator(), dtype=torch.float64)
-    return MeanFieldNormal(mean, torch.rand(*shape, dim, generator=generator(1)).double() + 0.3)
-
-
-def full_rank(*shape: int, dim: int) -> FullRankNormal:
-    mean = torch.randn(*shape, dim, generator=generator(), dtype=torch.float64)
-    return FullRankNormal(mean, factors(*shape, dim=dim))
-
-
-def as_torch(q: MeanFieldNormal | FullRankNormal) -> MultivariateNormal:
-    scale_tril = q.scale_tril if isinstance(q, FullRankNormal) else q.scale.diag_embed()
-    return MultivariateNormal(q.mean, scale_tril=scale_tril)
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("make", [mean_field, full_rank])
-def test_guides_are_the_normals_of_torch(make: Callable[..., Any], shape: tuple[int, ...]) -> None:
-    q = make(*shape, dim=4)
-    theta = torch.randn(5, *shape, 4, generator=generator(2), dtype=torch.float64)
-    torch.testing.assert_close(q.log_prob(theta), as_torch(q).log_prob(theta))
-    torch.testing.assert_close(q.entropy(), as_torch(q).entropy())
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("make", [mean_field, full_rank])
-def test_a_guide_comes_back_from_its_free_numbers(
-    make: Callable[..., Any], shape: tuple[int, ...]
-) -> None:
-    q = make(*shape, dim=4)
-    again = type(q).unflatten(q.flatten(), 4)
-    torch.testing.assert_close(as_torch(again).mean, as_torch(q).mean)
-    torch.testing.assert_close(as_torch(again).scale_tril, as_torch(q).scale_tril)
-
-
-@pytest.mark.parametrize("make", [mean_field, full_rank])
-def test_draws_have_the_mean_and_covariance(make: Callable[..., Any]) -> None:
-    q = make(2, dim=3)
-    noise = torch.eye(3, dtype=torch.float64)
-    # The images of the unit vectors are the columns of the factor: no sampling error.
-    columns = q.transform(noise) - q.transform(torch.zeros(1, 3).double())
-    torch.testing.assert_close(q.transform(torch.zeros(1, 3).double())[0], q.mean)
-    torch.testing.assert_close(columns.permute(1, 2, 0), as_torch(q).scale_tril)
 
 
 def linear_model(truth: Any, case: Any) -> Callable[[Tensor], Tensor]:
