@@ -400,9 +400,7 @@ def contours(
     return ax
 
 
-def signed_area(
-    ax: Axes, x: Float[Tensor, " points"], heights: Float[Tensor, " points"]
-) -> Axes:
+def signed_area(ax: Axes, x: Float[Tensor, " points"], heights: Float[Tensor, " points"]) -> Axes:
     """Draw an integrand: its curve, what is above the axis in one color, what is below in another.
 
     Args:
