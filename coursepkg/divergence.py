@@ -316,7 +316,8 @@ def kl_quadrature(
     step = scale * (2 * QUADRATURE_WIDTH / (num_points - 1))
     value = step * terms.sum(dim=0)
     unresolved = (step * density.sum(dim=0) - 1).abs()
-    unresolved = unresolved + (2 * step * terms[::2].sum(dim=0) - value).nan_to_num(nan=0).abs()
+    coarse = 2 * step * terms[::2].sum(dim=0)
+    unresolved = (unresolved + (coarse - value).nan_to_num(nan=0).abs()).detach()
     if (unresolved > torch.finfo(mean.dtype).eps ** 0.5 * (1 + value.abs())).any():
         raise ValueError(
             f"num_points must resolve q and p, got {num_points}, with an error of about "

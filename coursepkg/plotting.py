@@ -34,6 +34,7 @@ __all__ = [
     "page_colors",
     "points",
     "projection",
+    "signed_area",
     "traces",
     "use_style",
     "walk",
@@ -396,6 +397,23 @@ def contours(
         xlabel=r"$\theta_1$",
         ylabel=r"$\theta_2$",
     )
+    return ax
+
+
+def signed_area(ax: Axes, x: Float[Tensor, " points"], heights: Float[Tensor, " points"]) -> Axes:
+    """Draw an integrand: its curve, what is above the axis in one color, what is below in another.
+
+    Args:
+        ax: Where to draw.
+        x: Where the integrand was evaluated, shape ``(points,)``.
+        heights: Its values, shape ``(points,)``.
+
+    Returns:
+        ``ax``.
+    """
+    for part, color in ((heights.clamp(min=0), "orange"), (heights.clamp(max=0), "blue")):
+        ax.fill_between(_numpy(x), _numpy(part), color=COLORS[color], alpha=0.4, lw=0)
+    ax.plot(_numpy(x), _numpy(heights), color=INK, lw=1)
     return ax
 
 

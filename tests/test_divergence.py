@@ -175,6 +175,8 @@ def test_quadrature_over_a_batch_has_gradients() -> None:
     assert torch.autograd.gradcheck(kl, parameters)
     apart = dv.kl_quadrature(normal(2.0, 1.5), MIXTURE)
     close(kl(*parameters)[1].detach(), apart)
+    with pytest.raises(ValueError, match="must resolve"):  # a refusal, not a warning from torch
+        dv.kl_quadrature(td.Normal(*parameters[:2]), MIXTURE, 51)
 
 
 # --- Properties ----------------------------------------------------------------------------------

@@ -292,3 +292,18 @@ def test_traces_are_one_line_a_chain(ax):
     assert [line.get_ydata().tolist() for line in ax.get_lines()] == draws.tolist()
     assert len({line.get_color() for line in ax.get_lines()}) == 3
     assert ax.get_xlabel() == "draw"
+
+
+def test_a_signed_area_parts_what_is_above_from_what_is_below(ax):
+    heights = torch.tensor([-1.0, 0.5, 2.0, -0.5, 0.0], dtype=torch.float64)
+    assert plotting.signed_area(ax, X, heights) is ax
+    above, below = ax.collections
+    reach = [
+        (path.vertices[:, 1].min(), path.vertices[:, 1].max())
+        for path in (above.get_paths()[0], below.get_paths()[0])
+    ]
+    assert reach == [(0, 2), (-1, 0)]
+    assert to_hex(above.get_facecolor()) == plotting.COLORS["orange"]
+    assert to_hex(below.get_facecolor()) == plotting.COLORS["blue"]
+    (curve,) = ax.get_lines()
+    assert curve.get_ydata().tolist() == heights.tolist()

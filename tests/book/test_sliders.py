@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import torch
 from bs4 import BeautifulSoup
@@ -152,3 +154,88 @@ def test_leapfrog_step_size(html: Path) -> None:
         errors = np.abs(np.array(energies) - energies[0])
         expected = [size, round(3 / size), errors[-1], errors.max()]
         assert numbers(text) == pytest.approx(expected, rel=1e-3, abs=0.0011)
+
+
+def normal_kl(q_mean: float, q_scale: float, p_mean: float, p_scale: float) -> float:
+    """KL(q‖p) of two Gaussians, as textbooks write it."""
+    squares = q_scale**2 + (q_mean - p_mean) ** 2
+    return math.log(p_scale / q_scale) + squares / (2 * p_scale**2) - 0.5
+
+
+def test_area_that_is_a_divergence(html: Path) -> None:
+    found = described(html, "kl_and_elbo", "mean of q")
+    assert len(found) == 9
+    x = np.linspace(-30, 40, 100_001)
+    for (mean, scale), text in found.items():
+        log_ratio = x**2 / 2 - ((x - mean) / scale) ** 2 / 2 - np.log(scale)
+        terms = scipy.stats.norm.pdf(x, mean, scale) * log_ratio
+        areas = [np.trapezoid(np.maximum(sign * terms, 0), x) for sign in (1, -1)]
+        both = [normal_kl(mean, scale, 0, 1), normal_kl(0, 1, mean, scale)]
+        assert numbers(text) == pytest.approx([mean, scale, *areas, *both], abs=0.0051)
+
+
+def two_hills_kl(parameters: np.ndarray, distance: float) -> float:
+    """KL of a Gaussian, given by its mean and its log scale, from the two hills."""
+    mean, scale = parameters[0], np.exp(parameters[1])
+    x = np.linspace(mean - 10 * scale, mean + 10 * scale, 1001)
+    log_p = np.logaddexp(
+        scipy.stats.norm.logpdf(x, 0, 0.4), scipy.stats.norm.logpdf(x, distance, 1)
+    ) - np.log(2)
+    log_q = scipy.stats.norm.logpdf(x, mean, scale)
+    return float(np.trapezoid(np.exp(log_q) * (log_q - log_p), x))
+
+
+def test_distance_of_the_hills(html: Path) -> None:
+    """Each optimum that the page names is one, by another optimizer from starts of our own."""
+    found = described(html, "kl_and_elbo", "distance of the hills")
+    assert len(found) == 6
+    for (distance,), text in found.items():
+        optima: list[list[float]] = []
+        for start in itertools.product((0.0, distance / 2, distance), (-0.9, 0.0, 0.4)):
+            end = scipy.optimize.minimize(two_hills_kl, start, (distance,), method="BFGS")
+            optimum = [end.x[0], np.exp(end.x[1]), end.fun]
+            if not any(np.allclose(optimum, other, atol=0.01) for other in optima):
+                optima.append(optimum)
+        moments = [distance / 2, math.sqrt((0.4**2 + 1) / 2 + (distance / 2) ** 2)]
+        said_distance, *said = numbers(text)
+        assert said_distance == distance
+        assert said[-2:] == pytest.approx(moments, abs=0.0051)
+        triples = sorted(said[i : i + 3] for i in range(0, len(said) - 2, 3))
+        assert len(triples) == len(optima)
+        for triple, optimum in zip(triples, sorted(optima), strict=True):
+            assert triple == pytest.approx(optimum, abs=0.006)
+
+
+def test_correlation_and_mean_field(html: Path) -> None:
+    found = described(html, "kl_and_elbo", "correlation")
+    assert len(found) == 5
+    for (rho,), text in found.items():
+        precision = np.linalg.inv([[1, rho], [rho, 1]])
+        expected = [rho, 1, precision[0, 0] ** -0.5, 1]
+        assert numbers(text) == pytest.approx(expected, abs=0.0051)
+
+
+def test_shift_and_factor_of_a_guide(html: Path) -> None:
+    """Fit, regulariser, bound and gap by numpy; their sum by the density of the data."""
+    found = described(html, "kl_and_elbo", "shift in posterior sd")
+    assert len(found) == 16
+    features, y, identity = np.array([[1.0, 2], [1, -2]]), np.array([0.0, -2]), np.eye(2)
+    covariance = np.linalg.inv(identity / 25 + features.T @ features)
+    evidence = scipy.stats.multivariate_normal.logpdf(y, cov=identity + 25 * features @ features.T)
+
+    def kl(mean: np.ndarray, spread: np.ndarray, to: np.ndarray, other: np.ndarray) -> float:
+        inverse = np.linalg.inv(other)
+        log_ratio = np.linalg.slogdet(other)[1] - np.linalg.slogdet(spread)[1]
+        off = mean - to
+        return float(np.trace(inverse @ spread) + off @ inverse @ off - 2 + log_ratio) / 2
+
+    center = covariance @ features.T @ y
+    for (shift, factor), text in found.items():
+        mean = center + shift * np.sqrt(np.diag(covariance))
+        spread = factor**2 * covariance
+        misfit = np.sum((y - features @ mean) ** 2) + np.trace(features @ spread @ features.T)
+        fit = -math.log(2 * math.pi) - misfit / 2
+        regulariser = kl(mean, spread, np.zeros(2), 25 * identity)
+        gap = kl(mean, spread, center, covariance)
+        expected = [shift, factor, fit, regulariser, fit - regulariser, gap, evidence]
+        assert numbers(text) == pytest.approx(expected, abs=0.0051)
