@@ -13,6 +13,8 @@ several rows *together* differs, and with it the variance of a minibatch's gradi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +23,9 @@ from coursepkg import _checks
 from coursepkg.mcmc import normal_like
 
 __all__ = ["flipout", "local_reparameterization", "shared_weights"]
+
+# From inputs and a table of weights to outputs.
+Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def shared_weights(
@@ -67,8 +72,7 @@ def shared_weights(
     """
     _checks.generator_or_none(generator)
     x, mean, scale = _with_bias(x, weight_mean, weight_scale, bias_mean, bias_scale)
-    weight = mean + scale * normal_like(mean, generator)
-    return x @ weight.mT
+    return draw_weights(matmul, x, mean, scale, generator)
 
 
 def flipout(
@@ -114,10 +118,7 @@ def flipout(
     """
     _checks.generator_or_none(generator)
     x, mean, scale = _with_bias(x, weight_mean, weight_scale, bias_mean, bias_scale)
-    y = x @ mean.mT
-    noise = scale * normal_like(mean, generator)
-    flip_inputs = _signs(y.new_empty(*y.shape[:-1], x.shape[-1]), generator)
-    return y + _signs(y, generator) * ((x * flip_inputs) @ noise.mT)
+    return flip_noise(matmul, x, mean, scale, generator)
 
 
 def local_reparameterization(
@@ -166,16 +167,63 @@ def local_reparameterization(
     """
     _checks.generator_or_none(generator)
     x, mean, scale = _with_bias(x, weight_mean, weight_scale, bias_mean, bias_scale)
-    y = x @ mean.mT
-    variance = x.square() @ scale.square().mT
+    return draw_outputs(matmul, x, mean, scale, generator)
+
+
+def matmul(x: Tensor, table: Tensor) -> Tensor:
+    """The layer itself: inputs times weights, the bias as the weight of a last input."""
+    return x @ table.mT
+
+
+# What follows holds for any operation that is linear in its weights, such as a convolution.
+
+
+def draw_weights(
+    operation: Operation,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Outputs by weights that are drawn once."""
+    return operation(x, mean + scale * normal_like(mean, generator))
+
+
+def flip_noise(
+    operation: Operation,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    num_positions: int = 0,
+) -> Tensor:
+    """Outputs by noise that is drawn once and flipped for each row; so many dimensions share it."""
+    y = operation(x, mean)
+    channel, ones = -1 - num_positions, (1,) * num_positions
+    flip_inputs = _signs(y, (*y.shape[:channel], x.shape[channel], *ones), generator)
+    noise = operation(x * flip_inputs, scale * normal_like(mean, generator))
+    return y + _signs(y, (*y.shape[:channel], y.shape[channel], *ones), generator) * noise
+
+
+def draw_outputs(
+    operation: Operation,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Outputs drawn one by one, from their own means and variances."""
+    y = operation(x, mean)
+    variance = operation(x.square(), scale.square())
     # The root has no derivative at zero: one row of zeros would make every gradient NaN.
     tiny = torch.finfo(variance.dtype).tiny
     return y + variance.clamp(min=tiny).sqrt() * normal_like(y, generator)
 
 
-def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _signs(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """One or minus one, each with probability one half."""
-    return 2 * torch.empty_like(like).bernoulli_(0.5, generator=generator) - 1
+    return 2 * like.new_empty(shape).bernoulli_(0.5, generator=generator) - 1
 
 
 def _with_bias(
