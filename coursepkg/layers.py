@@ -395,8 +395,8 @@ def bayesianize(
     if model in twins:
         return twins[model]
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if child in twins:  # also where one layer stands in several places
+        for name, child in parent._modules.items():  # named_children leaves out second places
+            if child in twins:
                 setattr(parent, name, twins[child])
     return model
 
