@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -137,10 +138,9 @@ def _for_each_row(
     would raise there, for the whole batch: its checks are off meanwhile. A failing Cholesky
     decomposition is looked for by halves.
     """
-    checks = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
     try:
-        values, others = evaluate(theta)
+        with unvalidated():
+            values, others = evaluate(theta)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         rows = theta.reshape(-1, theta.shape[-1])
         if len(rows) == 1:
@@ -148,13 +148,22 @@ def _for_each_row(
         halves = [_for_each_row(evaluate, half) for half in rows.chunk(2)]
         values, others = (torch.cat(parts) for parts in zip(*halves, strict=True))
         return values.reshape(theta.shape[:-1]), others.reshape(theta.shape)
-    finally:
-        Distribution.set_default_validate_args(checks)
     if not torch.isfinite(values.sum()):
         computed = torch.isfinite(values)
         values = torch.where(computed, values, -torch.inf)
         others = torch.where(computed[..., None], others, 0).nan_to_num(nan=0)
     return values, others
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Let densities be asked for anywhere: outside of its support torch would raise."""
+    checks = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 class _LowerCholesky(Transform):

@@ -11,7 +11,6 @@ the two gives another number.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch.distributions import Distribution, MixtureSameFamily
 
 from coursepkg import _checks
 from coursepkg._random import draw
+from coursepkg.density import unvalidated
 
 __all__ = [
     "Estimate",
@@ -151,7 +151,7 @@ def kl_monte_carlo(
     num_samples = _checks.count("num_samples", num_samples, minimum=2)
     _checks.choice("estimator", estimator, ("plain", "control_variate"))
     generator = _checks.generator_or_none(generator)
-    with torch.no_grad(), _unvalidated():
+    with torch.no_grad(), unvalidated():
         x = draw(q, (num_samples,), generator=generator)
         log_r = _log_prob(p, x) - _log_prob(q, x)
     terms = -log_r if estimator == "plain" else torch.expm1(log_r) - log_r
@@ -309,7 +309,7 @@ def kl_quadrature(
     z = torch.linspace(-1, 1, num_points, dtype=torch.float64, device=mean.device)
     z = QUADRATURE_WIDTH * z.reshape(-1, *[1] * mean.ndim)
     x = mean + scale * z
-    with _unvalidated():
+    with unvalidated():
         log_q, log_p = _log_prob(q, x), _log_prob(p, x)
     density = log_q.exp()
     terms = torch.where(density > 0, density * (log_q - log_p), 0)
@@ -368,17 +368,6 @@ def _check_pair(q: Distribution, p: Distribution) -> tuple[Distribution, Distrib
     batch = _checks.broadcast(q=q.batch_shape, p=p.batch_shape)
     q, p = (d if d.batch_shape == batch else d.expand(batch) for d in (q, p))
     return q, p
-
-
-@contextlib.contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Let densities be asked for anywhere: outside of its support torch would raise."""
-    checks = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(checks)
 
 
 def _log_prob(distribution: Distribution, x: Tensor) -> Tensor:

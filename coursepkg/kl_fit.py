@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from coursepkg import _checks
+from coursepkg._random import spread_normal
 from coursepkg.density import LogDensity, value, value_and_grad
 from coursepkg.divergence import Estimate, mean_with_error
 
@@ -88,7 +89,7 @@ def fit_normal(
         start_scale: Standard deviation to start from, in the unit of the parameters. In the forward
             direction the first Gaussian must overlap with p.
         num_samples: How many nodes, and then how many draws for the divergence; at least 100 and at
-            least twice ``dim``, best a power of two. In one dimension their distance,
+            least four for each dimension, best a power of two. In one dimension their distance,
             18 / num_samples standard deviations, must resolve the density.
         num_steps: At most so many steps.
         generator: Source of randomness, not needed in one dimension; torch's global one where it is
@@ -120,13 +121,17 @@ def fit_normal(
     _checks.choice("direction", direction, ("reverse", "forward"))
     _checks.choice("family", family, ("full", "diagonal"))
     start_scale = _checks.positive("start_scale", start_scale)
-    num_samples = _checks.count("num_samples", num_samples, minimum=max(100, 2 * dim))
+    num_samples = _checks.count("num_samples", num_samples, minimum=max(100, 4 * dim))
     num_steps = _checks.count("num_steps", num_steps, minimum=1)
     generator = _checks.generator_or_none(generator)
 
     scale_tril = start_scale * torch.eye(dim, dtype=mean.dtype, device=mean.device)
     scale_tril = scale_tril.repeat(len(mean), 1, 1)
-    nodes = _quadrature(num_samples) if dim == 1 else _spread(dim, num_samples, generator)
+    if dim == 1:
+        nodes = _quadrature(num_samples)
+    else:
+        noise = spread_normal(num_samples, dim, generator)
+        nodes = noise, noise.new_full((len(noise),), 1 / len(noise))
     nodes = nodes[0].to(mean.device), nodes[1].to(mean.device)
     fit = _fit_reverse if direction == "reverse" else _fit_forward
     mean, scale_tril, converged = fit(log_density, mean, scale_tril, nodes, family, num_steps)
@@ -135,7 +140,7 @@ def fit_normal(
     if family == "diagonal":
         scale_tril = torch.linalg.vector_norm(scale_tril, dim=-1).diag_embed()
     if dim > 1:  # of draws that the fit has not leaned on
-        noise = torch.randn(num_samples, dim, generator=generator, dtype=mean.dtype)
+        noise = torch.randn(nodes[0].shape, generator=generator, dtype=mean.dtype)
         nodes = noise.to(mean.device), nodes[1]
     divergence = _divergence(log_density, mean, scale_tril, proposal, nodes, direction)
     chosen = _distinct(mean, scale_tril, divergence.value)
@@ -147,19 +152,6 @@ def _quadrature(count: int) -> Nodes:
     """Nodes and weights of the trapezoidal rule for a standard normal."""
     z = torch.linspace(-QUADRATURE_WIDTH, QUADRATURE_WIDTH, count, dtype=torch.float64)
     return z[:, None], (-z.square() / 2).softmax(dim=0)
-
-
-def _spread(dim: int, count: int, generator: torch.Generator | None) -> Nodes:
-    """Standard normal points by a scrambled Sobol sequence, then centered and whitened."""
-    seed = int(torch.randint(2**31, (), generator=generator))
-    uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(
-        count, dtype=torch.float64
-    )
-    z = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
-    z = z - z.mean(dim=0)
-    factor = torch.linalg.cholesky(z.T @ z / count)
-    z = torch.linalg.solve_triangular(factor, z.T, upper=False).T
-    return z, z.new_full((count,), 1 / count)
 
 
 def _fit_reverse(

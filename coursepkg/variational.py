@@ -31,7 +31,7 @@ from tqdm import tqdm
 from coursepkg import _checks
 from coursepkg._lbfgs import minimize
 from coursepkg._random import spread_normal
-from coursepkg.density import LogDensity
+from coursepkg.density import LogDensity, value
 from coursepkg.divergence import Estimate, mean_with_error
 from coursepkg.elbo import Estimator, check_guide, elbo, terms
 from coursepkg.guides import Guide
@@ -94,7 +94,8 @@ def fit(
 
     Raises:
         TypeError: An argument is of the wrong kind.
-        ValueError: A number is too small, or ``start`` is no batch of finite guides.
+        ValueError: A number is too small, ``start`` is no batch of finite guides, or the density is
+            zero at all of their means.
 
     Source:
         Giordano, Ingram and Broderick (2024), "Black box variational inference with a deterministic
@@ -169,8 +170,7 @@ def fit_stochastic(
 
     Raises:
         TypeError: An argument is of the wrong kind.
-        ValueError: A number is too small, ``estimator`` is unknown, or ``start`` is no batch of
-            finite guides.
+        ValueError: As for :func:`fit`, or ``estimator`` is unknown.
 
     Source:
         Kingma and Welling (2014), as above; Kingma and Ba (2015), "Adam: A method for stochastic
@@ -222,6 +222,11 @@ def _restarts(log_density: LogDensity, start: Guide) -> tuple[Callable[[Tensor],
     _checks.function("log_density", log_density)
     check_guide("start", start)
     _checks.array("the means of start", start.mean, ndim=2)
+    if value(log_density, start.mean).isinf().all():
+        raise ValueError(
+            "log_density must be finite at the means of start, got none that is; a Gaussian "
+            "reaches everywhere, and coursepkg.density.Space brings constrained parameters there"
+        )
     unflatten = partial(type(start).unflatten, dim=start.mean.shape[1])
     return unflatten, start.flatten().detach().clone()
 

@@ -215,6 +215,21 @@ def test_the_parts_are_the_whole_and_a_mean_is_no_sum():
     torch.testing.assert_close(constant, constant[:1].expand(5))
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda one: type(one).__name__)
+def test_single_targets_are_the_parts_of_the_likelihood(likelihood):
+    x, y = normals(6, 2), targets(likelihood, 6, 3)
+    model = networks.log_joint(MLP((2, 4, 3)), x, y, likelihood)
+    weights = normals(5, 2, model.dim)
+    rows = torch.tensor([4, 1, 1])
+    each = model.pointwise(weights, rows)
+    assert each.shape == (5, 2, 3)
+    for column, row in enumerate(rows.tolist()):
+        alone = networks.log_joint(model.network, x[[row]], y[[row]], likelihood)
+        torch.testing.assert_close(each[..., column], alone.log_likelihood(weights))
+    whole = model.pointwise(weights, torch.arange(6)).sum(dim=-1)
+    torch.testing.assert_close(whole, model.log_likelihood(weights))
+
+
 def test_the_log_joint_is_normalized_in_the_targets():
     """Probabilities of all possible targets sum to one, and the Gaussian's integrate to one."""
     x, weights = normals(2, 1, seed=3), normals(16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Gamma, Normal
 
-from coursepkg._random import draw, global_randomness
+from coursepkg._random import draw, global_randomness, spread_normal
 
 GAMMA = Gamma(torch.tensor([0.5, 3.0]), torch.tensor(2.0))
 
@@ -64,3 +64,33 @@ def test_a_generator_of_another_device_is_named(kind_error: Callable[..., Any]) 
     there = torch.zeros(2, device="meta")
     with kind_error(ValueError, "generator", "meta", "cpu"):
         draw(Normal(there, there, validate_args=False), generator=seeded(1))
+
+
+@pytest.mark.parametrize("count", [64, 65])
+def test_spread_points_have_exact_moments(count: int) -> None:
+    z = spread_normal(count, 3, seeded(1))
+    assert z.shape == (count + count % 2, 3)
+    torch.testing.assert_close(z.sum(dim=0), torch.zeros(3).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(z.T @ z / len(z), torch.eye(3).double(), rtol=0, atol=1e-12)
+    # Each comes with its mirror image: every odd function has the mean zero.
+    torch.testing.assert_close(z[: len(z) // 2], -z[len(z) // 2 :])
+
+
+def test_too_few_spread_points_are_not_whitened() -> None:
+    z = spread_normal(10, 3, seeded(1))
+    assert z.shape == (10, 3)
+    assert not torch.allclose(z.T @ z / 10, torch.eye(3).double())
+
+
+def test_spread_points_follow_the_generator_and_the_normal_distribution() -> None:
+    generator = seeded(1)
+    first, second = spread_normal(512, 2, generator), spread_normal(512, 2, generator)
+    assert torch.equal(first, spread_normal(512, 2, seeded(1)))
+    assert not torch.equal(first, second)
+    # An even spread: each of 16 equally likely slices holds 32 points, give or take 2; of
+    # independent points there would be 32 give or take sqrt(30), and the largest miss about 12.
+    slices = (torch.special.ndtr(first[:, 0]) * 16).long().bincount(minlength=16)
+    assert (slices - 32).abs().max() <= 4
+    independent = torch.randn(512, generator=seeded(2)).double()
+    slices = (torch.special.ndtr(independent) * 16).long().bincount(minlength=16)
+    assert (slices - 32).abs().max() > 4

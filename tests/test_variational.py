@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from coursepkg import networks
+from coursepkg import bayes_linear, networks
 from coursepkg._lbfgs import minimize
-from coursepkg.guides import FullRankNormal, MeanFieldNormal
-from coursepkg.variational import fit
+from coursepkg.elbo import minibatch
+from coursepkg.guides import FullRankNormal, LowRankNormal, MeanFieldNormal
+from coursepkg.variational import fit, fit_stochastic
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -80,6 +81,112 @@ def test_the_sine_network_comes_near_the_best_that_was_found(truth: Any) -> None
     assert float(alone.elbo.value[0]) < elbo
 
 
+def correlated(rank: int = 1) -> MultivariateNormal:
+    """A normal of six dimensions whose covariance is of low rank and a diagonal."""
+    factor = torch.randn(6, rank, generator=generator(5), dtype=torch.float64)
+    covariance = factor @ factor.T + torch.rand(6, generator=generator(6)).double().add(0.5).diag()
+    return MultivariateNormal(torch.arange(6.0).double(), covariance)
+
+
+def low_rank_start(rank: int, count: int = 8) -> LowRankNormal:
+    q = MeanFieldNormal.initial(6, count, generator=generator(7))
+    factor = 0.1 * torch.randn(count, 6, rank, generator=generator(8))
+    return LowRankNormal(q.mean.double(), q.scale.double(), factor.double())
+
+
+def test_the_low_rank_that_suffices_finds_the_posterior_and_a_lower_one_does_not() -> None:
+    target = correlated(rank=2)
+    found = {
+        rank: fit(
+            target.log_prob,
+            low_rank_start(rank),
+            num_steps=300,
+            generator=generator(),
+            progress=False,
+        )
+        for rank in (1, 2)
+    }
+    q = found[2].q[0]
+    covariance = q.factor @ q.factor.mT + q.scale.square().diag_embed()
+    torch.testing.assert_close(covariance, target.covariance_matrix, rtol=0, atol=1e-2)
+    torch.testing.assert_close(q.mean, target.mean, rtol=0, atol=1e-2)
+    assert float(found[2].elbo.value[0]) == pytest.approx(0, abs=1e-3)
+    exact = -divergence_to(found[1].q[0], target)
+    assert exact < -0.01
+    assert abs(float(found[1].elbo.value[0]) - exact) < 4.5 * float(found[1].elbo.standard_error[0])
+
+
+def divergence_to(q: LowRankNormal, target: MultivariateNormal) -> float:
+    covariance = q.factor @ q.factor.mT + q.scale.square().diag_embed()
+    return float(kl_divergence(MultivariateNormal(q.mean, covariance), target))
+
+
+@pytest.mark.parametrize("estimator", ["log_ratio", "entropy", "path_derivative"])
+def test_stochastic_steps_find_the_mean_field_optimum(estimator: Any) -> None:
+    target = correlated()
+    start = MeanFieldNormal.initial(6, 4, generator=generator())
+    found = fit_stochastic(
+        target.log_prob,
+        MeanFieldNormal(start.mean.double(), start.scale.double()),
+        num_steps=2000,
+        learning_rate=0.05,
+        estimator=estimator,
+        generator=generator(),
+        progress=False,
+    )
+    optimum = target.precision_matrix.diagonal().rsqrt()
+    exact = -float(kl_divergence(MultivariateNormal(target.mean, optimum.square().diag()), target))
+    assert found.converged.all()
+    assert ((found.q.mean - target.mean) / optimum).abs().max() < 0.1
+    assert (found.q.scale / optimum - 1).abs().max() < 0.1
+    # Second order around an optimum: small errors of the guide cost next to nothing.
+    error = found.elbo.standard_error
+    assert ((found.elbo.value - exact).abs() < 4.5 * error + 0.02).all()
+    assert ((found.fitted - exact).abs() < 0.1).all()
+    # The true standard deviations, which it must not find, are far off.
+    assert (target.variance.sqrt() / optimum).max() > 1.2
+
+
+def test_stochastic_steps_see_no_more_than_minibatches() -> None:
+    x = torch.linspace(-1, 1, 200, dtype=torch.float64)
+    y = 0.5 + 2 * x + 0.3 * torch.randn(200, generator=generator(1), dtype=torch.float64)
+    features = torch.stack([torch.ones(200).double(), x], dim=1)
+    prior = bayes_linear.normal_prior(2, 1.0)
+    exact = bayes_linear.posterior(features, y, prior, 0.3)
+    asked = []
+
+    def pointwise(theta: Tensor, rows: Tensor) -> Tensor:
+        asked.append(len(rows))
+        return Normal(theta @ features[rows].T, 0.3).log_prob(y[rows])
+
+    noisy = minibatch(
+        pointwise,
+        lambda theta: Normal(0.0, 1.0).log_prob(theta).sum(dim=-1),
+        dataset_size=200,
+        batch_size=20,
+        generator=generator(2),
+    )
+    start = MeanFieldNormal(torch.zeros(3, 2).double(), torch.full((3, 2), 0.1).double())
+    found = fit_stochastic(
+        noisy, start, num_steps=3000, learning_rate=0.02, generator=generator(), progress=False
+    )
+    assert set(asked) == {20}
+    optimum = (exact.covariance.inverse().diagonal()).rsqrt()
+    assert ((found.q.mean - exact.mean) / exact.scale).abs().max() < 0.5
+    # Without N / B the scale would be 10 ** 0.5 times as large, with it twice as much smaller.
+    assert (found.q.scale / optimum - 1).abs().max() < 0.1
+
+
+def test_a_fit_that_was_cut_short_says_so() -> None:
+    start = MeanFieldNormal(torch.full((2, 6), 8.0).double(), torch.full((2, 6), 0.1).double())
+    target = correlated().log_prob
+    found = fit_stochastic(target, start, num_steps=100, generator=generator(), progress=False)
+    assert not found.converged.any()
+    assert found.history[0].shape == (2, 100)
+    assert float(found.fitted[0]) >= float(found.fitted[1])
+    assert not fit(target, start, num_steps=1, progress=False).converged.any()
+
+
 def rosenbrock(points: Tensor) -> tuple[Tensor, Tensor]:
     x, y = points.T
     values = (1 - x).square() + 100 * (y - x.square()).square()
@@ -101,6 +208,11 @@ def test_each_row_of_a_batch_is_minimized_for_itself() -> None:
     ("arguments", "error", "words"),
     [
         ({"log_density": 3}, TypeError, ("log_density", "function")),
+        (
+            {"log_density": lambda theta: torch.full(theta.shape[:-1], -torch.inf)},
+            ValueError,
+            ("log_density", "finite", "density.Space"),
+        ),
         ({"num_draws": 1}, ValueError, ("num_draws", "at least 2")),
         ({"num_steps": 0}, ValueError, ("num_steps", "at least 1")),
         ({"generator": 7}, TypeError, ("generator", "torch.Generator")),
@@ -120,3 +232,26 @@ def test_bad_input_is_named(
     given = {"log_density": lambda theta: -theta.square().sum(-1), "start": starts(3), **arguments}
     with kind_error(error, *words):
         fit(**given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"log_density": 3}, TypeError, ("log_density", "function")),
+        ({"start": Normal(0, 1)}, TypeError, ("start", "guide", "Normal")),
+        ({"num_draws": 1}, ValueError, ("num_draws", "at least 2")),
+        ({"num_steps": 19}, ValueError, ("num_steps", "at least 20")),
+        ({"learning_rate": 0.0}, ValueError, ("learning_rate", "positive")),
+        ({"estimator": "best"}, ValueError, ("estimator", "entropy")),
+        ({"generator": 7}, TypeError, ("generator", "torch.Generator")),
+    ],
+)
+def test_bad_input_of_the_stochastic_fit_is_named(
+    arguments: dict[str, Any],
+    error: type[Exception],
+    words: tuple[str, ...],
+    kind_error: Callable[..., Any],
+) -> None:
+    given = {"log_density": lambda theta: -theta.square().sum(-1), "start": starts(3), **arguments}
+    with kind_error(error, *words):
+        fit_stochastic(**given)
