@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from coursepkg.guides import Guide
 __all__ = ["FitResult", "fit", "fit_stochastic"]
 
 # One restart in so many goes on to the next round.
-KEPT = 8
+KEPT = 4
 # How many fresh draws judge the guides in the end.
 JUDGES = 4096
 
@@ -66,9 +67,9 @@ class FitResult(NamedTuple):
 def fit(
     log_density: LogDensity,
     start: Guide,
-    num_draws: int = 512,
+    num_draws: int = 1024,
     *,
-    num_steps: int = 100,
+    num_steps: int = 50,
     race: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = True,
@@ -77,15 +78,15 @@ def fit(
 
     With its noise fixed, the estimate of the ELBO is a smooth function of the guide's numbers,
     which L-BFGS maximizes in tens of steps. Its optimum is that of these draws, and overfits them
-    where they are few. So the restarts run a race: all of them with few draws, then the best eighth
-    with eight times as many, until the last ones have ``num_draws``.
+    where they are few. So the restarts run a race: all of them with few draws, then the best
+    quarter with four times as many, until the last one has ``num_draws``.
 
     Args:
         log_density: The target.
         start: A batch of guides, one for each restart, such as
             ``MeanFieldNormal.initial(dim, num_restarts=64)``.
-        num_draws: How many draws the last round has, at least 2; ten for each of the guide's free
-            numbers do well.
+        num_draws: How many draws the last round has, at least 2; thirty for each of the guide's
+            free numbers do well.
         num_steps: How many steps of L-BFGS a round has, at most.
         race: Whether only the best restarts go on. Without it there is one round, with all draws
             for all restarts: their local optima.
@@ -119,21 +120,24 @@ def fit(
     generator = _checks.generator_or_none(generator)
 
     num_rounds = math.ceil(math.log(len(free), KEPT)) + 1 if race else 1
-    history: list[Tensor] = []
+    q, history = unflatten(free), []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
             few = max(2, num_draws // KEPT**rounds_left)
             noise = spread_normal(few, start.num_noise, generator).to(free)[:, None]
-            loss = partial(_negative_elbo, log_density, unflatten, noise)
             if history:
-                best = loss(free)[0].argsort()
-                free = free[best[: math.ceil(len(free) / KEPT)]]
-            found = minimize(loss, free, num_steps, tick=bar.update)
-            free = found.point
+                bounds = terms(log_density, q, q.transform(noise), "entropy").mean(dim=0)
+                q = q[bounds.argsort(descending=True)[: math.ceil(len(bounds) / KEPT)]]
+            # L-BFGS needs far fewer steps where all coordinates vary by about as much.
+            unit = q.variance.sqrt()
+            in_units = partial(_in_units, unflatten, unit)
+            loss = partial(_negative_elbo, log_density, in_units, noise)
+            found = minimize(loss, _scaled(q, 1 / unit).flatten(), num_steps, tick=bar.update)
+            q = in_units(found.point)
             history.append(-found.history)
 
     best = found.value.argsort()
-    q = unflatten(free[best])
+    q = q[best]
     judged = elbo(log_density, q, JUDGES, generator=generator)
     return FitResult(q, judged, -found.value[best], found.converged[best], history)
 
@@ -232,6 +236,20 @@ def _restarts(log_density: LogDensity, start: Guide) -> tuple[Callable[[Tensor],
         )
     unflatten = partial(type(start).unflatten, dim=start.mean.shape[1])
     return unflatten, start.flatten().detach().clone()
+
+
+def _in_units(unflatten: Callable[[Tensor], Guide], unit: Tensor, free: Tensor) -> Any:
+    """Guides whose free numbers are those of the coordinates in other units."""
+    return _scaled(unflatten(free), unit)
+
+
+def _scaled(q: Guide, by: Tensor) -> Any:
+    """The guides of coordinates that are so many times as large, ``by`` of shape ``(*batch, dim)``.
+
+    Means and scales have a number for each coordinate, factors have a row.
+    """
+    parts = (getattr(q, f.name) for f in fields(q))
+    return type(q)(*(x * (by if x.ndim == by.ndim else by[..., None]) for x in parts))
 
 
 def _negative_elbo(
