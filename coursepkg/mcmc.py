@@ -196,8 +196,8 @@ def accept(
 def normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of a matrix's shape, dtype and device, stored column by column."""
     # Transposed afterwards, since torch fills seven times faster in the order of memory.
-    shape, dtype, device = tensor.T.shape, tensor.dtype, tensor.device
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device).T
+    shape, dtype, device = tensor.mT.shape, tensor.dtype, tensor.device
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device).mT
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def fit(
     num_draws: int = 1024,
     *,
     num_steps: int = 50,
+    race: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -87,6 +88,8 @@ def fit(
         num_draws: How many draws the last round has, at least 2; thirty for each of the guide's
             free numbers do well.
         num_steps: How many steps of L-BFGS a round has, at most.
+        race: Whether only the best restarts go on. Without it there is one round, with all draws
+            for all restarts: their local optima.
         generator: Source of randomness; torch's global one where it is ``None``.
         progress: Whether to show a progress bar.
 
@@ -116,8 +119,9 @@ def fit(
     num_steps = _checks.count("num_steps", num_steps, minimum=1)
     generator = _checks.generator_or_none(generator)
 
-    num_rounds = math.ceil(math.log(len(free), KEPT)) + 1
-    q, history = unflatten(free), []
+    num_rounds = math.ceil(math.log(len(free), KEPT)) + 1 if race else 1
+    q = unflatten(free)
+    history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
             few = max(2, num_draws // KEPT**rounds_left)

@@ -126,6 +126,25 @@ def test_a_fit_does_not_depend_on_the_units_of_the_target(family: str) -> None:
     torch.testing.assert_close(scaled.elbo.value, plain.elbo.value, rtol=0, atol=1e-4)
 
 
+def test_without_a_race_every_restart_is_kept_with_its_optimum() -> None:
+    """Two hills far apart, of 3/4 and 1/4: a guide on either has their logarithms as its ELBO."""
+
+    def hills(theta: Tensor) -> Tensor:
+        heights = torch.tensor([0.75, 0.25], dtype=theta.dtype).log()
+        centers = torch.tensor([-9.0, 9.0], dtype=theta.dtype)
+        return (heights + Normal(centers, 1.0).log_prob(theta)).logsumexp(dim=-1)
+
+    mean = torch.tensor([[8.0], [-8.0], [10.0], [-10.0]], dtype=torch.float64)
+    start = MeanFieldNormal(mean, torch.full_like(mean, 0.5))
+    every = fit(hills, start, race=False, generator=generator(), progress=False)
+    exact = torch.tensor([0.75, 0.75, 0.25, 0.25], dtype=torch.float64).log()
+    assert len(every.history) == 1
+    torch.testing.assert_close(every.elbo.value, exact, rtol=0, atol=1e-3)
+    torch.testing.assert_close(every.q.mean[:, 0].sign(), mean.new_tensor([-1, -1, 1, 1]))
+    best = fit(hills, start, generator=generator(), progress=False)
+    assert float(best.elbo.value) == pytest.approx(float(exact[0]), abs=1e-3)
+
+
 def correlated(rank: int = 1) -> MultivariateNormal:
     """A normal of six dimensions whose covariance is of low rank and a diagonal."""
     factor = torch.randn(6, rank, generator=generator(5), dtype=torch.float64)
