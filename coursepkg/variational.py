@@ -116,7 +116,8 @@ def fit(
     generator = _checks.generator_or_none(generator)
 
     num_rounds = math.ceil(math.log(len(free), KEPT)) + 1
-    q, history = unflatten(free), []
+    q: Any = unflatten(free)
+    history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
             few = max(2, num_draws // KEPT**rounds_left)
