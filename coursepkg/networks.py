@@ -369,10 +369,11 @@ class LogJoint:
     def _value_and_grad(
         self, weights: Float[Tensor, "*batch weights"]
     ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch weights"]]:
-        """Log joint and its gradient, from one run through the network."""
+        """Log joint and its gradient, from one pass through the network."""
         outputs, gradient = self._backpropagate(weights)
-        fit = self.likelihood.log_prob(outputs, self._data(weights)[1]).sum(dim=0)
-        return (fit.reshape(weights.shape[:-1]) + self.log_prior(weights)).detach(), gradient
+        each = self.likelihood.log_prob(outputs, self._data(weights)[1])
+        value = each.sum(dim=0).reshape(weights.shape[:-1]) + self.log_prior(weights)
+        return value.detach(), gradient
 
     def _gradient(
         self, weights: Float[Tensor, "*batch weights"]

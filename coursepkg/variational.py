@@ -43,6 +43,8 @@ __all__ = ["FitResult", "fit", "fit_stochastic"]
 KEPT = 4
 # How many fresh draws judge the guides in the end.
 JUDGES = 4096
+# A search that gained no more nats than this in its last stretch has come to rest.
+RESTING = 0.1
 
 
 class FitResult(NamedTuple):
@@ -53,7 +55,8 @@ class FitResult(NamedTuple):
         elbo: Their ELBOs in nats, shape ``(guides,)``, by fresh draws, with standard errors.
         fitted: The same by the draws that they were fitted to. What it is higher by is overfitted:
             take more draws where that matters.
-        converged: Whether the search had come to rest, shape ``(guides,)``.
+        converged: Whether the search had come to rest, shape ``(guides,)``: by :func:`fit`, whether
+            the last fifth of the steps gained less than a tenth of a nat; if not, take more steps.
         history: The ELBOs of each round's guides after each step, by the round's own draws.
     """
 
@@ -120,7 +123,8 @@ def fit(
     generator = _checks.generator_or_none(generator)
 
     num_rounds = math.ceil(math.log(len(free), KEPT)) + 1 if race else 1
-    q, history = unflatten(free), []
+    q: Any = unflatten(free)
+    history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
             few = max(2, num_draws // KEPT**rounds_left)
@@ -136,10 +140,12 @@ def fit(
             q = in_units(found.point)
             history.append(-found.history)
 
+    path = history[-1]
+    converged = path[:, -1] - path[:, -1 - max(1, path.shape[1] // 5)] < RESTING
     best = found.value.argsort()
     q = q[best]
     judged = elbo(log_density, q, JUDGES, generator=generator)
-    return FitResult(q, judged, -found.value[best], found.converged[best], history)
+    return FitResult(q, judged, -found.value[best], converged[best], history)
 
 
 def fit_stochastic(
@@ -217,7 +223,7 @@ def fit_stochastic(
     fitted = history[:, -(num_steps // 10) :].mean(dim=1)
     before, last = (mean_with_error(part.T) for part in history.chunk(4, dim=1)[-2:])
     noise = torch.hypot(before.standard_error, last.standard_error)
-    converged = last.value - before.value < 0.1 + 3 * noise
+    converged = last.value - before.value < RESTING + 3 * noise
     best = fitted.argsort(descending=True)
     q = unflatten(free.detach()[best])
     judged = elbo(log_density, q, JUDGES, generator=generator)

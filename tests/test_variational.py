@@ -164,7 +164,7 @@ def test_the_low_rank_that_suffices_finds_the_posterior_and_a_lower_one_does_not
         rank: fit(
             target.log_prob,
             low_rank_start(rank),
-            num_steps=300,
+            num_steps=100,
             generator=generator(),
             progress=False,
         )
