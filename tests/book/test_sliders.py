@@ -293,12 +293,12 @@ def test_variational_experiments(
 ) -> None:
     """The best of many restarts is not much worse than the best of three by other code."""
     found = described(html, "reparameterization", slider)
-    random, grid = np.random.default_rng(1), np.linspace(-3.2, 3.2, 60)
+    random, grid = np.random.default_rng(1), np.linspace(-3.2, 3.2, 50)
     for (value,), text in found.items():
         units, count, scale = setting(value)
         said, restarts, best, error, *singles = numbers(text)
         *singles, sd_middle, two, sd_outside, residual = singles
-        assert (said, restarts, two, len(singles)) == (value, 32, 2, 4)
+        assert (said, restarts, two, len(singles)) == (value, 16, 2, 4)
         readings, dim = data.sine_sensor(count), 3 * units + 1
         x, y = readings.x.numpy(), readings.y.numpy()
         given = x, y, units, scale
@@ -313,7 +313,7 @@ def test_variational_experiments(
         ours, our_sd = max(bounds)
         assert best > ours - 2 - 4.5 * error
         assert singles == sorted(singles, reverse=True)
-        assert singles[0] < best + 10  # a race can lose, but not by much
+        assert singles[0] < best + 15  # a race can lose, but not by much
         # No bound is above the log likelihood of the mean function: squares are convex.
         at_mean = -((residual - 0.02) ** 2) / 2 / 0.1**2 - math.log(0.1 * math.sqrt(2 * math.pi))
         assert best < min(count * at_mean, 0.27 if (units, count, scale) == (5, 20, 1) else np.inf)
