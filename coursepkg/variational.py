@@ -163,7 +163,7 @@ def fit_stochastic(
 
     Each step moves along a noisy, unbiased gradient. That also works where the density itself is
     noisy, as one of :func:`coursepkg.elbo.minibatch` is, and where there are too many numbers for
-    :func:`fit`; where both work, this takes a hundred times as many steps. The learning rate falls
+    :func:`fit`; where both work, this takes tens of times as many steps. The learning rate falls
     to zero along a cosine, so that the last guides rest in spite of the noise.
 
     Args:
