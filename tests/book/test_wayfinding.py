@@ -229,10 +229,10 @@ SEARCHES = {
     "fit_ols": ("book/api.html#coursepkg.linear.fit_ols", {LINEAR}),
     "coursepkg.linear.fit_ols": ("book/api.html#coursepkg.linear.fit_ols", set()),
     "log_evidence": (
-        "book/api.html#coursepkg.",
+        "book/api",  # any page of the reference
         {"book/api.html#coursepkg.bayes_linear.log_evidence", BAYES, "book/notation.html"},
     ),
-    "noise_scale": ("book/api.html#coursepkg.", {BAYES, LINEAR, "book/notation.html"}),
+    "noise_scale": ("book/api", {BAYES, LINEAR, "book/notation.html"}),
     "posterior": (
         "book/glossary.html#term-posterior",
         {"book/api.html#coursepkg.bayes_linear.posterior", BAYES},
