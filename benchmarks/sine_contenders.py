@@ -87,12 +87,11 @@ def loop() -> tuple[Sampler, float]:
     return sample, 0.0
 
 
-def pyro() -> tuple[Sampler, float]:
-    """Pyro's NUTS, one chain, as short as a claim of its effective draws allows."""
+def pyro_model() -> Callable[[], None]:
+    """The posterior, in Pyro's words."""
     import pyro as library
     import torch
     from pyro.distributions import Normal
-    from pyro.infer import MCMC, NUTS
 
     x, y = torch.tensor(X).float()[:, None], torch.tensor(Y).float()
 
@@ -100,6 +99,16 @@ def pyro() -> tuple[Sampler, float]:
         w = library.sample("w", Normal(0.0, 1.0).expand([WEIGHTS]).to_event(1))
         hidden = (x * w[:5] + w[5:10]).relu()
         library.sample("y", Normal(hidden @ w[10:15] + w[15], NOISE).to_event(1), obs=y)
+
+    return model
+
+
+def pyro() -> tuple[Sampler, float]:
+    """Pyro's NUTS, one chain, as short as a claim of its effective draws allows."""
+    import pyro as library
+    from pyro.infer import MCMC, NUTS
+
+    model = pyro_model()
 
     def sample(seed: int) -> Array:
         library.set_rng_seed(seed)
@@ -141,17 +150,25 @@ def compiled(run: Callable[[Any], Any]) -> tuple[Sampler, float]:
     return lambda seed: np.asarray(program(jax.random.key(seed)), float), seconds
 
 
-def numpyro() -> tuple[Sampler, float]:
-    """NumPyro's NUTS, four chains side by side."""
+def numpyro_model() -> Callable[[], None]:
+    """The posterior, in NumPyro's words."""
     import jax
     import numpyro as library
     from numpyro.distributions import Normal
-    from numpyro.infer import MCMC, NUTS
 
     def model() -> None:
         w = library.sample("w", Normal(0, 1).expand([WEIGHTS]).to_event(1))
         hidden = jax.nn.relu(X[:, None] * w[:5] + w[5:10])
         library.sample("y", Normal(hidden @ w[10:15] + w[15], NOISE), obs=Y)
+
+    return model
+
+
+def numpyro() -> tuple[Sampler, float]:
+    """NumPyro's NUTS, four chains side by side."""
+    from numpyro.infer import MCMC, NUTS
+
+    model = numpyro_model()
 
     def run(key: Any) -> Any:
         chains = MCMC(

@@ -341,7 +341,7 @@ class LowRankNormal(Guide):
 
     @property
     def num_noise(self) -> int:
-        """How many numbers of noise a draw takes: the dimension and the rank."""
+        """How many numbers of noise a draw takes, the dimension and the rank."""
         return sum(self.factor.shape[-2:])
 
     def transform(self, noise: Float[Tensor, "draws *#batch noise"]) -> Float[Tensor, "..."]:

@@ -369,19 +369,27 @@ class LogJoint:
     def _value_and_grad(
         self, weights: Float[Tensor, "*batch weights"]
     ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch weights"]]:
-        """Log joint and its gradient."""
-        return self(weights).detach(), self._gradient(weights)
+        """Log joint and its gradient, from one pass through the network."""
+        outputs, gradient = self._backpropagate(weights)
+        each = self.likelihood.log_prob(outputs, self._data(weights)[1])
+        value = each.sum(dim=0).reshape(weights.shape[:-1]) + self.log_prior(weights)
+        return value.detach(), gradient
 
     def _gradient(
         self, weights: Float[Tensor, "*batch weights"]
     ) -> Float[Tensor, "*batch weights"]:
-        """Gradient of the log joint, by backpropagation written out for all chains at once."""
+        """Gradient of the log joint."""
+        return self._backpropagate(weights)[1]
+
+    def _backpropagate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and gradient, by backpropagation written out for all chains at once."""
         x, y = self._data(weights)
         columns = weights.reshape(-1, self.dim).T
         signals, matrices = self.network.layers(columns, x)
         score = self.likelihood.score(signals[-1], y)
         gradient = self.network.backpropagate(signals, matrices, score)
-        return gradient.sub_(columns, alpha=self.prior_scale**-2).T.reshape(weights.shape)
+        gradient = gradient.sub_(columns, alpha=self.prior_scale**-2).T.reshape(weights.shape)
+        return signals[-1], gradient
 
 
 def log_joint(

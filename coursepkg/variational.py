@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,9 +40,11 @@ from coursepkg.guides import Guide
 __all__ = ["FitResult", "fit", "fit_stochastic"]
 
 # One restart in so many goes on to the next round.
-KEPT = 8
+KEPT = 4
 # How many fresh draws judge the guides in the end.
 JUDGES = 4096
+# A search that gained no more nats than this in its last stretch has come to rest.
+RESTING = 0.1
 
 
 class FitResult(NamedTuple):
@@ -52,7 +55,8 @@ class FitResult(NamedTuple):
         elbo: Their ELBOs in nats, shape ``(guides,)``, by fresh draws, with standard errors.
         fitted: The same by the draws that they were fitted to. What it is higher by is overfitted:
             take more draws where that matters.
-        converged: Whether the search had come to rest, shape ``(guides,)``.
+        converged: Whether the search had come to rest, shape ``(guides,)``: by :func:`fit`, whether
+            the last fifth of the steps gained less than a tenth of a nat; if not, take more steps.
         history: The ELBOs of each round's guides after each step, by the round's own draws.
     """
 
@@ -66,9 +70,9 @@ class FitResult(NamedTuple):
 def fit(
     log_density: LogDensity,
     start: Guide,
-    num_draws: int = 512,
+    num_draws: int = 1024,
     *,
-    num_steps: int = 100,
+    num_steps: int = 50,
     race: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = True,
@@ -77,15 +81,15 @@ def fit(
 
     With its noise fixed, the estimate of the ELBO is a smooth function of the guide's numbers,
     which L-BFGS maximizes in tens of steps. Its optimum is that of these draws, and overfits them
-    where they are few. So the restarts run a race: all of them with few draws, then the best eighth
-    with eight times as many, until the last ones have ``num_draws``.
+    where they are few. So the restarts run a race: all of them with few draws, then the best
+    quarter with four times as many, until the last one has ``num_draws``.
 
     Args:
         log_density: The target.
         start: A batch of guides, one for each restart, such as
             ``MeanFieldNormal.initial(dim, num_restarts=64)``.
-        num_draws: How many draws the last round has, at least 2; ten for each of the guide's free
-            numbers do well.
+        num_draws: How many draws the last round has, at least 2; thirty for each of the guide's
+            free numbers do well.
         num_steps: How many steps of L-BFGS a round has, at most.
         race: Whether only the best restarts go on. Without it there is one round, with all draws
             for all restarts: their local optima.
@@ -119,23 +123,29 @@ def fit(
     generator = _checks.generator_or_none(generator)
 
     num_rounds = math.ceil(math.log(len(free), KEPT)) + 1 if race else 1
+    q: Any = unflatten(free)
     history: list[Tensor] = []
     with tqdm(total=num_rounds * num_steps, disable=None if progress else True) as bar:
         for rounds_left in reversed(range(num_rounds)):
             few = max(2, num_draws // KEPT**rounds_left)
             noise = spread_normal(few, start.num_noise, generator).to(free)[:, None]
-            loss = partial(_negative_elbo, log_density, unflatten, noise)
             if history:
-                best = loss(free)[0].argsort()
-                free = free[best[: math.ceil(len(free) / KEPT)]]
-            found = minimize(loss, free, num_steps, tick=bar.update)
-            free = found.point
+                bounds = terms(log_density, q, q.transform(noise), "entropy").mean(dim=0)
+                q = q[bounds.argsort(descending=True)[: math.ceil(len(bounds) / KEPT)]]
+            # L-BFGS needs far fewer steps where all coordinates vary by about as much.
+            unit = q.variance.sqrt()
+            in_units = partial(_in_units, unflatten, unit)
+            loss = partial(_negative_elbo, log_density, in_units, noise)
+            found = minimize(loss, _scaled(q, 1 / unit).flatten(), num_steps, tick=bar.update)
+            q = in_units(found.point)
             history.append(-found.history)
 
+    path = history[-1]
+    converged = path[:, -1] - path[:, -1 - max(1, path.shape[1] // 5)] < RESTING
     best = found.value.argsort()
-    q = unflatten(free[best])
+    q = q[best]
     judged = elbo(log_density, q, JUDGES, generator=generator)
-    return FitResult(q, judged, -found.value[best], found.converged[best], history)
+    return FitResult(q, judged, -found.value[best], converged[best], history)
 
 
 def fit_stochastic(
@@ -153,7 +163,7 @@ def fit_stochastic(
 
     Each step moves along a noisy, unbiased gradient. That also works where the density itself is
     noisy, as one of :func:`coursepkg.elbo.minibatch` is, and where there are too many numbers for
-    :func:`fit`; where both work, this takes a hundred times as many steps. The learning rate falls
+    :func:`fit`; where both work, this takes tens of times as many steps. The learning rate falls
     to zero along a cosine, so that the last guides rest in spite of the noise.
 
     Args:
@@ -213,7 +223,7 @@ def fit_stochastic(
     fitted = history[:, -(num_steps // 10) :].mean(dim=1)
     before, last = (mean_with_error(part.T) for part in history.chunk(4, dim=1)[-2:])
     noise = torch.hypot(before.standard_error, last.standard_error)
-    converged = last.value - before.value < 0.1 + 3 * noise
+    converged = last.value - before.value < RESTING + 3 * noise
     best = fitted.argsort(descending=True)
     q = unflatten(free.detach()[best])
     judged = elbo(log_density, q, JUDGES, generator=generator)
@@ -232,6 +242,20 @@ def _restarts(log_density: LogDensity, start: Guide) -> tuple[Callable[[Tensor],
         )
     unflatten = partial(type(start).unflatten, dim=start.mean.shape[1])
     return unflatten, start.flatten().detach().clone()
+
+
+def _in_units(unflatten: Callable[[Tensor], Guide], unit: Tensor, free: Tensor) -> Any:
+    """Guides whose free numbers are those of the coordinates in other units."""
+    return _scaled(unflatten(free), unit)
+
+
+def _scaled(q: Guide, by: Tensor) -> Any:
+    """The guides of coordinates that are so many times as large, ``by`` of shape ``(*batch, dim)``.
+
+    Means and scales have a number for each coordinate, factors have a row.
+    """
+    parts = (getattr(q, f.name) for f in fields(q))
+    return type(q)(*(x * (by if x.ndim == by.ndim else by[..., None]) for x in parts))
 
 
 def _negative_elbo(

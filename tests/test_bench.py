@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bench_kl_fit
+import bench_sine_vi
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,12 @@ from bench_sine_mcmc import delivered, relative_error
 from sine_contenders import REFERENCE, X, Y, log_posterior
 from torch.distributions import Normal
 
-from coursepkg import data
+from coursepkg import data, networks
+from coursepkg.divergence import mean_with_error
+from coursepkg.guides import FullRankNormal
 
 MEAN, SD = REFERENCE["f_mean"], REFERENCE["f_sd"]
+LOG_EVIDENCE = 0.27
 
 
 def means_of_runs(draws: int, runs: int, seed: int) -> np.ndarray:
@@ -63,3 +67,54 @@ def test_the_fit_is_raced_to_the_right_optimum(monkeypatch: pytest.MonkeyPatch) 
         mean, scale = bench_kl_fit.loop(batched=batched)
         assert 0 < mean - bench_kl_fit.START[0] <= 0.021
         assert -0.021 <= scale - bench_kl_fit.START[1] < 0
+
+
+def guide(seed: int) -> tuple[np.ndarray, FullRankNormal]:
+    """The same guide, as an array and as ours."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, below = torch.randn(17, 16, generator=generator, dtype=torch.float64).split([1, 16])
+    factor = 0.1 * (below.tril(-1) + torch.eye(16))
+    return bench_sine_vi.stacked(mean[0], factor), FullRankNormal(mean[0], factor)
+
+
+def test_guides_are_judged_by_their_elbo() -> None:
+    array, q = guide(seed=0)
+    value, error = bench_sine_vi.elbo(array)
+    draws = q.rsample(20_000, generator=torch.Generator().manual_seed(1))
+    ours = mean_with_error(networks.sine_posterior()(draws) - q.log_prob(draws))
+    scatter = (error**2 + float(ours.standard_error) ** 2) ** 0.5
+    assert abs(value - float(ours.value)) < 4.5 * scatter
+    assert error == pytest.approx(float(ours.standard_error), rel=0.2)
+    # A vector of scales is a diagonal factor.
+    scales = np.arange(1.0, 17)
+    np.testing.assert_array_equal(bench_sine_vi.stacked(scales, scales)[1:], np.diag(scales))
+
+
+def test_failures_are_paid_for_and_compilation_once() -> None:
+    runs = [bench_sine_vi.Run(2.0, 3.0, value, 0.1) for value in (-24.0, -25.0, -23.0, -30.0)]
+    # Half of the runs succeed: two of 2 s each, after 3 s of compilation.
+    assert bench_sine_vi.time_to_success(runs, -24.4) == pytest.approx(7)
+    assert bench_sine_vi.time_to_success(runs, -22.0) is None
+    assert "2 of 4 runs" in bench_sine_vi.describe(runs, -24.4)
+    assert bench_sine_vi.describe(runs, -22.0).startswith("not reached: ELBO -24.50")
+
+
+@pytest.mark.parametrize("family", ["mean-field", "full-rank"])
+@pytest.mark.parametrize("name", ["coursepkg", "adam-restarts", "loop"])
+def test_contenders_climb_towards_the_posterior(
+    monkeypatch: pytest.MonkeyPatch, name: str, family: bench_sine_vi.Family
+) -> None:
+    monkeypatch.setattr(bench_sine_vi, "STEPS", 100)
+    if (name, family) == ("loop", "full-rank"):
+        with pytest.raises(NotImplementedError):
+            bench_sine_vi.CONTENDERS[name][0](family)
+        return
+    array = bench_sine_vi.CONTENDERS[name][0](family)[0](0)
+    assert array.shape == (17, 16)
+    assert (np.diag(array[1:]) > 0).all()
+    off_diagonal = np.abs(np.tril(array[1:], -1)).max()
+    assert (off_diagonal > 0) == (family == "full-rank")
+    value, _ = bench_sine_vi.elbo(array)
+    # Guides at random places are thousands of nats below.
+    assert value < LOG_EVIDENCE
+    assert value > (bench_sine_vi.BEST[family] - 1 if name == "coursepkg" else -700)

@@ -23,6 +23,7 @@ SHORT_NAMES = {
     "Distribution": "torch.distributions.distribution.Distribution",
     "Figure": "matplotlib.figure.Figure",
     "Float": "jaxtyping.Float",
+    "Gamma": "torch.distributions.gamma.Gamma",
     "Generator": "torch.Generator",
     "Int": "jaxtyping.Int",
     "Iterable": "collections.abc.Iterable",

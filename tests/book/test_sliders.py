@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,84 @@ def test_shift_and_factor_of_a_guide(html: Path) -> None:
         gap = kl(mean, spread, center, covariance)
         expected = [shift, factor, fit, regulariser, fit - regulariser, gap, evidence]
         assert numbers(text) == pytest.approx(expected, abs=0.0051)
+
+
+def test_variance_of_gradient_estimators(html: Path) -> None:
+    """f = z² under N(3, s²): moments by quadrature, in place of the chapter's closed forms."""
+    found = described(html, "reparameterization", "scale s")
+    assert len(found) == 5
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    weights = weights / weights.sum()
+    for (scale,), text in found.items():
+        z = 3 + scale * nodes
+        mean = weights @ z**2
+        each = [z**2 * nodes / scale, (z**2 - mean) * nodes / scale, 2 * z]
+        assert [weights @ gradient for gradient in each] == pytest.approx([6] * 3)
+        said_scale, *said = numbers(text)
+        assert said_scale == scale
+        for gradient, value, error in zip(each, said[::2], said[1::2], strict=True):
+            variance = weights @ (gradient - 6) ** 2
+            assert value == pytest.approx(variance, rel=1e-3, abs=4.5 * error)
+            assert error < 0.1 * value
+
+
+def mean_field_elbo(
+    free: np.ndarray, noise: np.ndarray, x: np.ndarray, y: np.ndarray, units: int, scale: float
+) -> tuple[float, np.ndarray, float]:
+    """Minus the ELBO of a network with a ReLU layer, its gradient, and the mean sd of f(x)."""
+    mean, log_scale = np.split(free, 2)
+    w = mean + np.exp(log_scale) * noise
+    into, bias, out = w[:, :units], w[:, units : 2 * units], w[:, 2 * units : 3 * units]
+    hidden = np.maximum(x[:, None] * into[:, None] + bias[:, None], 0)
+    f = (hidden @ out[:, :, None])[..., 0] + w[:, -1:]
+    log_p = scipy.stats.norm.logpdf(y, f, 0.1).sum(1) + scipy.stats.norm.logpdf(w, 0, scale).sum(1)
+    delta = (y - f) / 0.1**2
+    back = delta[:, :, None] * out[:, None] * (hidden > 0)
+    columns = [(back * x[:, None]).sum(1), back.sum(1), (delta[:, :, None] * hidden).sum(1)]
+    slopes = np.concatenate([*columns, delta.sum(1, keepdims=True)], 1) - w / scale**2
+    by_scale = (slopes * noise).mean(0) * np.exp(log_scale) + 1
+    bound = log_p.mean() + np.sum(log_scale + math.log(2 * math.pi * math.e) / 2)
+    return -bound, -np.concatenate([slopes.mean(0), by_scale]), float(f.std(0).mean())
+
+
+@pytest.mark.parametrize(
+    ("slider", "setting"),
+    [
+        ("hidden units", lambda value: (int(value), 20, 1.0)),
+        ("readings", lambda value: (5, int(value), 1.0)),
+        ("prior scale", lambda value: (5, 20, value)),
+    ],
+)
+def test_variational_experiments(
+    html: Path, slider: str, setting: Callable[[float], tuple[int, int, float]]
+) -> None:
+    """The best of many restarts is not much worse than the best of three by other code."""
+    found = described(html, "reparameterization", slider)
+    random, grid = np.random.default_rng(1), np.linspace(-3.2, 3.2, 50)
+    for (value,), text in found.items():
+        units, count, scale = setting(value)
+        said, restarts, best, error, *singles = numbers(text)
+        *singles, sd_middle, two, sd_outside, residual = singles
+        assert (said, restarts, two, len(singles)) == (value, 16, 2, 4)
+        readings, dim = data.sine_sensor(count), 3 * units + 1
+        x, y = readings.x.numpy(), readings.y.numpy()
+        given = x, y, units, scale
+        bounds, judges = [], random.standard_normal((4000, dim))
+        for _ in range(3):
+            start = np.concatenate([min(scale, 1) * random.normal(size=dim), np.full(dim, -2.3)])
+            noise = random.standard_normal((64, dim))
+            noise = np.concatenate([noise, -noise]), *given
+            end = scipy.optimize.minimize(mean_field_elbo, start, noise, jac=True).x
+            sd = mean_field_elbo(end, judges, grid, 0 * grid, units, scale)[2]
+            bounds.append((-mean_field_elbo(end, judges, *given)[0], sd))
+        ours, our_sd = max(bounds)
+        assert best > ours - 2 - 4.5 * error
+        assert singles == sorted(singles, reverse=True)
+        assert scale == 10 or singles[0] < best + 15  # a race can lose, but not by much
+        # No bound is above the log likelihood of the mean function: squares are convex.
+        at_mean = -((residual - 0.02) ** 2) / 2 / 0.1**2 - math.log(0.1 * math.sqrt(2 * math.pi))
+        assert best < min(count * at_mean, 0.27 if (units, count, scale) == (5, 20, 1) else np.inf)
+        middle = np.mean(np.abs(grid) < 2)
+        said_sd = middle * sd_middle + (1 - middle) * sd_outside
+        # With the widest prior a few draws of the poorer guides decide their sd.
+        assert scale == 10 or our_sd / 2 < said_sd < our_sd * 2

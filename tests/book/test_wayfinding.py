@@ -224,15 +224,16 @@ def search(page: Page, book: str, query: str) -> list[str]:
 
 
 LINEAR, BAYES = "book/linear_regression.html", "book/bayesian_linear_regression.html"
+LAMBDA = "book/notation.html#symbol-lambda-sigma-2-s-2"
 SEARCHES = {
     # what is typed: (what comes first, what else must be found)
     "fit_ols": ("book/api.html#coursepkg.linear.fit_ols", {LINEAR}),
     "coursepkg.linear.fit_ols": ("book/api.html#coursepkg.linear.fit_ols", set()),
     "log_evidence": (
-        "book/api.html#coursepkg.",
+        "book/api",  # any page of the reference
         {"book/api.html#coursepkg.bayes_linear.log_evidence", BAYES, "book/notation.html"},
     ),
-    "noise_scale": ("book/api.html#coursepkg.", {BAYES, LINEAR, "book/notation.html"}),
+    "noise_scale": ("book/api", {BAYES, LINEAR, "book/notation.html"}),
     "posterior": (
         "book/glossary.html#term-posterior",
         {"book/api.html#coursepkg.bayes_linear.posterior", BAYES},
@@ -241,8 +242,9 @@ SEARCHES = {
     "sigma": ("book/notation.html#symbol-sigma", {LINEAR, BAYES}),
     "\\sigma": ("book/notation.html#symbol-sigma", {LINEAR, BAYES}),
     "σ²": ("book/notation.html#symbol-", {LINEAR, BAYES}),
-    "λ": ("book/notation.html#symbol-lambda", {LINEAR}),
-    "lambda": ("book/notation.html#symbol-lambda", {LINEAR}),
+    # Λ is found as well: capital letters are not told apart.
+    "λ": ("book/notation.html#symbol-", {LAMBDA, LINEAR}),
+    "lambda": ("book/notation.html#symbol-", {LAMBDA, LINEAR}),
     "Φ": ("book/notation.html#symbol-", {"book/notation.html#symbol-Phi", LINEAR, BAYES}),
     "Phi": ("book/notation.html#symbol-", {"book/notation.html#symbol-Phi", LINEAR, BAYES}),
     "R²": ("book/notation.html#symbol-R-2", set()),
