@@ -320,8 +320,15 @@ def predict(
     num_draws = _checks.count("num_draws", num_draws, minimum=1)
     _checks.generator_or_none(generator)
     with global_randomness(generator), one_function(model):
-        draw: Callable[[Tensor], Tensor] = torch.vmap(lambda _: model(x), randomness="different")
-        return draw(torch.empty(num_draws))
+        return many_passes(model, x, num_draws)
+
+
+def many_passes(
+    model: nn.Module, x: Float[Tensor, "batch ..."], num_draws: int
+) -> Float[Tensor, "draws batch ..."]:
+    """Outputs of so many passes through a model, with noise of their own, all at once."""
+    passes: Callable[[Tensor], Tensor] = torch.vmap(lambda _: model(x), randomness="different")
+    return passes(torch.empty(num_draws))
 
 
 def scale_mixture(
