@@ -29,7 +29,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -330,12 +329,15 @@ def fit(
     was_training = model.training
     bar = tqdm(range(num_epochs), "fit", delay=1, leave=False, disable=None if progress else True)
     with global_randomness(generator):
+        # Distributions check every target here, once: not in every step.
+        with torch.no_grad():
+            for xs, ys in zip(x.split(size), y.split(size), strict=True):
+                _log_prob(likelihood, model.eval()(xs), ys)
         for epoch in bar:
             model.train()
             order = torch.randperm(len(x), device=x.device)[:used]
             minibatches = zip(x[order].split(size), y[order].split(size), shares, strict=True)
-            # The first epoch checks every target: no other needs to.
-            with unvalidated() if epoch else nullcontext():
+            with unvalidated():
                 log_likelihood, kl = _epoch(each, minibatches, optimizer, len(x))
             cosine.step()
             epochs.append(torch.stack([log_likelihood * (len(x) / used), kl]))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Laplace, MultivariateNormal, Normal
 
 from coursepkg import divergence
+from coursepkg.conv import BayesConv1d, BayesConv2d
 from coursepkg.layers import (
     BayesLayer,
     BayesLinear,
