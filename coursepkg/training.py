@@ -216,7 +216,8 @@ class History(NamedTuple):
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     """Adam with the learning rate that a fit starts from if it is not told another."""
-    return torch.optim.Adam(parameters, lr=0.01)
+    # Fused: all parameters in one call, a good part of a step on a small network.
+    return torch.optim.Adam(parameters, lr=0.01, fused=True)
 
 
 def fit(
