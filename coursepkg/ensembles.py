@@ -50,7 +50,8 @@ class Ensemble(nn.Module):
 
     Raises:
         TypeError: ``members`` holds something else than modules.
-        ValueError: There are none, they are built differently, or they have Bayesian layers.
+        ValueError: There are none, they are built differently, have Bayesian layers, or have no
+            parameters.
 
     Example:
         >>> ensemble = Ensemble(nn.Linear(2, 1) for _ in range(5))
@@ -156,6 +157,8 @@ def _check_members(members: list[nn.Module]) -> None:
             raise TypeError(
                 f"members must be torch.nn.Modules, got {type(member).__name__} at {number}"
             )
+        if next(member.parameters(), None) is None:
+            raise ValueError(f"members must have parameters, got {member} at {number}")
         if any(isinstance(module, BayesLayer) for module in member.modules()):
             raise ValueError(
                 f"members must have plain layers, got Bayesian ones at {number}: their KLs would "
