@@ -121,7 +121,7 @@ def elbo(
     outputs = model(x) if num_draws == 1 else many_passes(model, x, num_draws)
     each = _log_prob(likelihood, outputs, y)
     log_likelihood = each.sum() * (each.shape[-1] / each.numel())
-    kl = (penalty or _kl)(model)
+    kl = (penalty or _usual_penalty(model))(model)
     if kl_weight is not None:
         return Parts(log_likelihood - tempering * kl_weight * kl, log_likelihood, kl)
     scale = _checks.count("dataset_size", dataset_size or 0, minimum=len(x)) / len(x)
@@ -322,7 +322,7 @@ def fit(
         likelihood=likelihood,
         tempering=tempering,
         num_draws=num_draws,
-        penalty=penalty,
+        penalty=penalty or _usual_penalty(model),
     )
     epochs: list[Tensor] = []
     judged: list[float] = []
@@ -390,9 +390,9 @@ def _judge(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> fl
     return float((each.logsumexp(dim=0) - math.log(len(each))).mean())
 
 
-def _kl(model: nn.Module) -> Tensor:
+def _usual_penalty(model: nn.Module) -> Penalty:
     """The KL of a model's Bayesian layers, zero where it has none."""
-    return kl_divergence(model) if _is_bayesian(model) else torch.zeros(())
+    return kl_divergence if _is_bayesian(model) else lambda _: torch.zeros(())
 
 
 def _is_bayesian(model: nn.Module) -> bool:
