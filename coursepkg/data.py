@@ -7,6 +7,7 @@ book, in homework and in a forum post can be compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,7 @@ __all__ = [
     "longley",
     "sine_reference",
     "sine_sensor",
+    "wave",
 ]
 
 # NIST Statistical Reference Datasets, Longley: the least-squares coefficients, constant first,
@@ -201,6 +203,43 @@ def growing_wave(num_points: int = 100, noise_scale: float = 0.1, *, seed: int =
         "growing wave",
         _growing_wave,
         lambda _, count: np.linspace(0, 1, count),
+        num_points,
+        noise_scale,
+        seed,
+    )
+
+
+def _wave(x: Tensor) -> Tensor:
+    return 10 * torch.sin(2 * math.pi * x)
+
+
+def wave(num_points: int = 92, noise_scale: float = 2.0, *, seed: int = 0) -> DataSet:
+    r"""One period of a wave: :math:`y = 10 \sin(2 \pi x) + \epsilon` at equally spaced x.
+
+    The inputs end at -0.5 and 0.5, so that there is much room outside in which nothing is known.
+
+    Args:
+        num_points: How many points, at least 1.
+        noise_scale: Standard deviation of the noise, positive.
+        seed: Seed of the draw.
+
+    Returns:
+        The data set, sorted by ``x``.
+
+    Raises:
+        TypeError: ``num_points`` or ``seed`` is not a whole number, or ``noise_scale`` is not a
+            real number.
+        ValueError: ``num_points`` is below 1, ``seed`` is negative, or ``noise_scale`` is not
+            positive.
+
+    Example:
+        >>> wave().x[[0, -1]]
+        tensor([-0.5000,  0.5000], dtype=torch.float64)
+    """
+    return _noisy(
+        "wave",
+        _wave,
+        lambda _, count: np.linspace(-0.5, 0.5, count),
         num_points,
         noise_scale,
         seed,

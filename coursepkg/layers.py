@@ -35,13 +35,11 @@ from coursepkg import _checks, weight_noise
 from coursepkg._random import global_randomness
 
 __all__ = [
-    "BayesConv1d",
-    "BayesConv2d",
     "BayesLayer",
     "BayesLinear",
     "Estimator",
-    "bayesianize",
     "kl_divergence",
+    "many_passes",
     "one_function",
     "predict",
     "scale_mixture",
@@ -129,6 +127,11 @@ class BayesLayer(nn.Module):
         """Weights and biases of a table."""
         return (table[:, :-1], table[:, -1]) if self.has_bias else (table, None)
 
+    def extra_repr(self) -> str:
+        """What ``print`` shows of a layer."""
+        outputs, weights = self.mean.shape
+        return f"{outputs}×{weights} weights, prior={self.prior}, estimator={self.estimator!r}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the prior along with the parameters: ``.to(device)``, ``.double()``."""
         self.prior = _moved(self.prior, fn)
@@ -164,93 +167,6 @@ class BayesLinear(BayesLayer):
     def operation(self, x: Tensor, table: Tensor) -> Tensor:
         """Inputs times weights, plus biases."""
         return F.linear(x, *self.split(table))
-
-
-class _BayesConv(BayesLayer):
-    """A convolution with Gaussian weights; subclasses say over how many dimensions."""
-
-    convolve: Callable[..., Tensor]
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] | str = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        **options: Any,
-    ) -> None:
-        in_channels = _checks.count("in_channels", in_channels, minimum=1)
-        out_channels = _checks.count("out_channels", out_channels, minimum=1)
-        groups = _checks.count("groups", groups, minimum=1)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups must divide in_channels and out_channels, got {groups} for {in_channels} "
-                f"and {out_channels}"
-            )
-        sizes = (kernel_size,) * self.num_positions if isinstance(kernel_size, int) else kernel_size
-        if len(sizes) != self.num_positions or min(sizes) < 1:
-            raise ValueError(
-                f"kernel_size must be {self.num_positions} positive whole number(s), got "
-                f"{kernel_size}"
-            )
-        self.kernel_shape = (in_channels // groups, *sizes)
-        self.how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        super().__init__(out_channels, math.prod(self.kernel_shape), bias=bias, **options)
-
-    def operation(self, x: Tensor, table: Tensor) -> Tensor:
-        """Convolve the inputs with the weights, and add the biases."""
-        weight, bias = self.split(table)
-        kernel = weight.unflatten(1, self.kernel_shape)
-        return type(self).convolve(x, kernel, bias, **self.how)
-
-
-class BayesConv1d(_BayesConv):
-    """A convolution over sequences with Gaussian weights, in place of ``nn.Conv1d``.
-
-    With ``estimator="local"`` each position draws noise of its own, though all share the same
-    weights: the variance of each output is right, and outputs that should go together do not.
-
-    Args:
-        in_channels: As for ``nn.Conv1d``, and so are those up to ``bias``.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`BayesLayer`.
-
-    Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: As for :class:`BayesLayer`; or ``groups`` or ``kernel_size`` do not fit.
-
-    Example:
-        >>> BayesConv1d(3, 4, kernel_size=5, padding="same")(torch.zeros(2, 3, 10)).shape
-        torch.Size([2, 4, 10])
-    """
-
-    num_positions = 1
-    convolve = staticmethod(F.conv1d)
-
-
-class BayesConv2d(_BayesConv):
-    """A convolution over images with Gaussian weights, in place of ``nn.Conv2d``.
-
-    With ``estimator="local"`` each position draws noise of its own; see :class:`BayesConv1d`.
-
-    Args:
-        in_channels: As for ``nn.Conv2d``, and so are those up to ``bias``.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`BayesLayer`.
-
-    Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: As for :class:`BayesConv1d`.
-
-    Example:
-        >>> BayesConv2d(1, 8, kernel_size=3, stride=2)(torch.zeros(2, 1, 9, 9)).shape
-        torch.Size([2, 8, 4, 4])
-    """
-
-    num_positions = 2
-    convolve = staticmethod(F.conv2d)
 
 
 def kl_divergence(model: nn.Module) -> Float[Tensor, ""]:
@@ -320,8 +236,15 @@ def predict(
     num_draws = _checks.count("num_draws", num_draws, minimum=1)
     _checks.generator_or_none(generator)
     with global_randomness(generator), one_function(model):
-        draw: Callable[[Tensor], Tensor] = torch.vmap(lambda _: model(x), randomness="different")
-        return draw(torch.empty(num_draws))
+        return many_passes(model, x, num_draws)
+
+
+def many_passes(
+    model: nn.Module, x: Float[Tensor, "batch ..."], num_draws: int
+) -> Float[Tensor, "draws batch ..."]:
+    """Outputs of so many passes through a model, with noise of their own, all at once."""
+    passes: Callable[[Tensor], Tensor] = torch.vmap(lambda _: model(x), randomness="different")
+    return passes(torch.empty(num_draws))
 
 
 def scale_mixture(
@@ -353,81 +276,6 @@ def scale_mixture(
         raise ValueError(f"wide_share must be between 0 and 1, got {share}")
     parts = Normal(torch.zeros(2), torch.tensor([wide, narrow]))
     return MixtureSameFamily(Categorical(torch.tensor([share, 1 - share])), parts)
-
-
-def bayesianize(
-    model: nn.Module,
-    *,
-    where: Callable[[str, nn.Module], bool] = lambda name, module: True,
-    **options: Any,
-) -> nn.Module:
-    """A copy of a network whose linear and convolutional layers have Gaussian weights.
-
-    The means start from the network's weights. Everything else, such as dropout, stays as it is.
-
-    Args:
-        model: A deterministic network.
-        where: Takes a layer's name and the layer, and says whether to turn it.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`BayesLayer`.
-
-    Raises:
-        TypeError: ``model`` is not a module, or an option of the wrong kind.
-        ValueError: No layer was turned, or a convolution pads with something else than zeros.
-
-    Example:
-        >>> network = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1))
-        >>> bayesianize(network, where=lambda name, module: name == "2")
-        Sequential(
-          (0): Linear(in_features=1, out_features=20, bias=True)
-          (1): Tanh()
-          (2): BayesLinear()
-        )
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    model = copy.deepcopy(model)
-    twins: dict[nn.Module, BayesLayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and where(name, module):
-            twins[module] = _twin(module, options)
-    if not twins:
-        raise ValueError("where must choose a Linear, Conv1d or Conv2d layer, got none that it did")
-    if model in twins:
-        return twins[model]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # named_children leaves out second places
-            if child in twins:
-                setattr(parent, name, twins[child])
-    return model
-
-
-def _twin(module: nn.Linear | nn.Conv1d | nn.Conv2d, options: dict[str, Any]) -> BayesLayer:
-    bias = module.bias is not None
-    twin: BayesLayer
-    if isinstance(module, nn.Linear):
-        twin = BayesLinear(module.in_features, module.out_features, bias, **options)
-    else:
-        if module.padding_mode != "zeros":
-            raise ValueError(f"padding_mode must be 'zeros', got {module.padding_mode!r}")
-        kind = BayesConv1d if isinstance(module, nn.Conv1d) else BayesConv2d
-        twin = kind(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.groups,
-            bias,
-            **options,
-        )
-    twin = twin.to(module.weight)
-    table = module.weight.flatten(1)
-    if module.bias is not None:
-        table = torch.cat([table, module.bias[:, None]], dim=1)
-    with torch.no_grad():
-        twin.mean.copy_(table)
-    return twin.train(module.training)
 
 
 def _layers(model: nn.Module) -> list[BayesLayer]:

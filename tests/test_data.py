@@ -14,7 +14,7 @@ import torch
 
 from coursepkg import data
 
-SYNTHETIC = pytest.mark.parametrize("make", [data.sine_sensor, data.growing_wave])
+SYNTHETIC = pytest.mark.parametrize("make", [data.sine_sensor, data.growing_wave, data.wave])
 
 
 def test_the_sine_sensor_is_the_course_s_twenty_points(truth: Any) -> None:
