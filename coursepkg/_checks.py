@@ -15,19 +15,27 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 __all__ = [
     "array",
     "broadcast",
     "choice",
+    "classes",
     "count",
     "design",
+    "distribution",
+    "draws",
     "function",
     "generator_or_none",
+    "inside",
+    "interval",
     "numbers",
     "positive",
+    "probabilities",
     "scalar",
     "scale_tril",
+    "targets",
 ]
 
 
@@ -142,6 +150,19 @@ def positive(name: str, value: float | Tensor) -> float:
     return number
 
 
+def inside(name: str, value: float | Tensor) -> float:
+    """Check a number between 0 and 1, neither of them; return a float.
+
+    Raises:
+        TypeError: ``value`` is not a real number.
+        ValueError: It is not between 0 and 1.
+    """
+    number = scalar(name, value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {number}")
+    return number
+
+
 def numbers(name: str, value: float | Tensor, *, positive: bool = False) -> Float[Tensor, "..."]:
     """Check finite numbers: a tensor, returned in its own dtype, or one number, as float64.
 
@@ -237,3 +258,106 @@ def generator_or_none(generator: torch.Generator | None) -> torch.Generator | No
             "torch.Generator().manual_seed(0) makes one"
         )
     return generator
+
+
+# --- Predictions, and what they are compared with -------------------------------------------------
+
+
+def distribution(name: str, value: Distribution) -> None:
+    """Check a ``torch.distributions`` distribution.
+
+    Raises:
+        TypeError: ``value`` is something else.
+    """
+    if not isinstance(value, Distribution):
+        raise TypeError(
+            f"{name} must be a distribution of torch.distributions, got {type(value).__name__}"
+        )
+
+
+def draws(name: str, value: Tensor) -> Float[Tensor, "draws *points"]:
+    """Check draws, which the first dimension counts; return them as they are.
+
+    Raises:
+        TypeError: ``value`` is no floating-point tensor.
+        ValueError: It is not finite, or has no dimension.
+    """
+    value = numbers(name, value)
+    if value.ndim == 0:
+        raise ValueError(f"{name} must have a first dimension for the draws, got shape ()")
+    return value
+
+
+def targets(prediction: Distribution | Tensor, y: Tensor) -> Float[Tensor, "*points"]:
+    """Check targets beside their prediction, a distribution or draws; return the targets.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: Shapes do not fit, or a number is not finite.
+    """
+    if isinstance(prediction, Tensor):
+        shape = draws("prediction", prediction).shape[1:]
+    else:
+        distribution("prediction", prediction)
+        shape = prediction.batch_shape
+    y = numbers("y", y)
+    if y.shape != shape:
+        raise ValueError(
+            f"y must have shape {tuple(shape)}, a target for each prediction, got {tuple(y.shape)}"
+        )
+    return y
+
+
+def interval(lower: Tensor, upper: Tensor, y: Tensor) -> None:
+    """Check intervals beside the targets that they are for.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: Shapes differ, a number is not finite, or a lower end is above the upper one.
+    """
+    named = {"lower": lower, "upper": upper, "y": y}
+    if len({numbers(name, value).shape for name, value in named.items()}) > 1:
+        got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in named.items())
+        raise ValueError(f"shapes must be equal, got {got}")
+    if (lower > upper).any():
+        raise ValueError("lower must not be above upper, got an interval where it is")
+
+
+def probabilities(name: str, value: Tensor) -> Float[Tensor, "..."]:
+    """Check probabilities of classes, which stand in the last dimension; return them as they are.
+
+    Raises:
+        TypeError: ``value`` is no floating-point tensor.
+        ValueError: It is empty or not finite, or its rows are no probabilities that sum to 1 (but
+            for the rounding of float32 and smaller).
+    """
+    array(name, value)
+    if value.ndim == 0 or (value < 0).any() or ((value.sum(dim=-1) - 1).abs() > 1e-3).any():
+        raise ValueError(
+            f"{name} must be non-negative and sum to 1 over the last dimension, the classes; "
+            f"{name}.softmax(-1) makes them from logits"
+        )
+    return value
+
+
+def classes(probs: Tensor, labels: Tensor) -> None:
+    """Check predicted probabilities beside the true classes.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: They are not probabilities, there is no such class, or shapes do not fit.
+    """
+    *shape, num_classes = probabilities("probabilities", probs).shape
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be a tensor of whole numbers, got {got}")
+    if list(labels.shape) != shape:
+        raise ValueError(
+            f"labels must have shape {tuple(shape)}, one for each row of probabilities, got "
+            f"{tuple(labels.shape)}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, got from {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )

@@ -40,7 +40,7 @@ def bayesianize(
         Sequential(
           (0): Linear(in_features=1, out_features=20, bias=True)
           (1): Tanh()
-          (2): BayesLinear()
+          (2): BayesLinear(1×21 weights, prior=Normal(loc: 0.0, scale: 1.0), estimator='shared')
         )
     """
     if not isinstance(model, nn.Module):

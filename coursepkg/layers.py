@@ -127,6 +127,11 @@ class BayesLayer(nn.Module):
         """Weights and biases of a table."""
         return (table[:, :-1], table[:, -1]) if self.has_bias else (table, None)
 
+    def extra_repr(self) -> str:
+        """What ``print`` shows of a layer."""
+        outputs, weights = self.mean.shape
+        return f"{outputs}×{weights} weights, prior={self.prior}, estimator={self.estimator!r}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the prior along with the parameters: ``.to(device)``, ``.double()``."""
         self.prior = _moved(self.prior, fn)

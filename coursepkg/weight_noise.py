@@ -223,7 +223,7 @@ def draw_outputs(
 
 def _signs(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """One or minus one, each with probability one half."""
-    return 2 * like.new_empty(shape).bernoulli_(0.5, generator=generator) - 1
+    return 2 * torch.bernoulli(like.new_full(shape, 0.5), generator=generator) - 1
 
 
 def _with_bias(
