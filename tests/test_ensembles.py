@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_input import bad_input
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
@@ -198,8 +199,7 @@ def test_the_anchors_penalty_is_the_mean_of_the_members(generator: torch.Generat
     torch.testing.assert_close(penalty(ensemble), expected)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: Ensemble([]), ValueError, ("members", "none")),
         (lambda: Ensemble([nn.Linear(1, 1), 3]), TypeError, ("members", "int at 1")),
@@ -231,13 +231,5 @@ def test_the_anchors_penalty_is_the_mean_of_the_members(generator: torch.Generat
             ValueError,
             ("prior_scale", "positive"),
         ),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()
