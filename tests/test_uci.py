@@ -198,7 +198,7 @@ def with_dropout(part: Part, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def mc_dropout(name: str) -> tuple[Tensor, Tensor]:
-    """Each split with the rate that is best on a fifth of its training part."""
+    """Scores, each split with the rate that is best on a fifth of its training part."""
     table, train, test = splits(name)
     shuffled = train[torch.randperm(len(train))]
     fifth = len(train) // 5
@@ -210,12 +210,11 @@ def mc_dropout(name: str) -> tuple[Tensor, Tensor]:
         chosen = best == number
         found = with_dropout(part, RATES[number])
         rmse[chosen], log_likelihood[chosen] = (values[chosen] for values in found)
-    print(name, [RATES[i] for i in best])
     return rmse, log_likelihood
 
 
 def mean_field(name: str) -> tuple[Tensor, Tensor]:
-    """Bayes by Backprop with standard normal priors."""
+    """Scores of Bayes by Backprop with standard normal priors."""
     part = standardized(*splits(name))
     _, num_splits, inputs = part.x.shape
     hidden, last = ManyLinear(num_splits, inputs, UNITS), ManyLinear(num_splits, UNITS, 1)
@@ -231,8 +230,10 @@ METHODS = {"MC dropout": mc_dropout, "mean-field": mean_field}
 def test_a_network_is_as_good_as_the_published_one(
     name: str, method: str, truth: Callable[[str], Any]
 ) -> None:
+    """The figures that were found show with ``pytest -s``."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         rmse, log_likelihood = METHODS[method](name)
-    print(name, method, summary(rmse), summary(log_likelihood))
+    for what, values in (("RMSE", rmse), ("log likelihood", log_likelihood)):
+        print("{}, {}: {} {:.3f} ± {:.3f}".format(name, method, what, *summary(values)))
     assert as_good(rmse, log_likelihood, truth("uci_networks")[name][method])
