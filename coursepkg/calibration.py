@@ -120,8 +120,8 @@ def coverage(
 
     Source:
         Agresti and Coull (1998), "Approximate is better than 'exact' for interval estimation of
-        binomial proportions", The American Statistician 52, for the error: it is not zero where
-        all targets are inside.
+        binomial proportions", The American Statistician 52: with two more targets inside and two
+        more outside, the error is not zero where all are inside.
 
     Example:
         >>> y = torch.tensor([0.0, 1.0, 2.0, 9.0])
@@ -134,9 +134,9 @@ def coverage(
 
 
 def _share(successes: Tensor, count: Tensor) -> Estimate:
-    """A share of a count; the error counts two more successes and two more failures."""
+    """A share of a count; its error is that of a share with two more successes and failures."""
     careful = (successes + 2) / (count + 4)
-    return Estimate(successes / count, (careful * (1 - careful) / (count + 4)).sqrt())
+    return Estimate(successes / count, (careful * (1 - careful) / count).sqrt())
 
 
 def probability_integral_transform(

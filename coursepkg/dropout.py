@@ -27,6 +27,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -300,7 +301,8 @@ def kl(model: nn.Module, length_scale: float = 1.0) -> Float[Tensor, ""]:
     total = []
     for layer in model.modules():
         if isinstance(layer, Layer):
-            weight, rate = layer.weight, rates.get(layer, layer.weight.new_zeros(()))
+            weight = layer.weight
+            rate = rates.get(layer, 0.0) * weight.new_ones(())
             entropy = torch.special.entr(rate) + torch.special.entr(1 - rate)
             total.append(length_scale**2 * weight.square().sum() / (2 * (1 - rate)))
             total.append(-weight.shape[1] * getattr(layer, "groups", 1) * entropy)
@@ -337,9 +339,9 @@ def _dropouts(model: nn.Module) -> list[Dropout]:
     return found
 
 
-def _rates(model: nn.Module) -> dict[nn.Module, Tensor]:
+def _rates(model: nn.Module) -> dict[nn.Module, Any]:
     """The rate of the dropout on each layer's inputs."""
-    rates: dict[nn.Module, Tensor] = {}
+    rates: dict[nn.Module, Any] = {}
     unclear = set(_dropouts(model))
     for module in model.modules():
         if isinstance(module, ConcreteDropout):
@@ -348,7 +350,7 @@ def _rates(model: nn.Module) -> dict[nn.Module, Tensor]:
         elif isinstance(module, nn.Sequential):
             for before, layer in pairwise(module):
                 if any(isinstance(layer, a) and isinstance(before, b) for a, b in PLAIN):
-                    rates[layer] = layer.weight.new_tensor(before.p)
+                    rates[layer] = before.p
                     unclear.discard(before)
     if unclear:
         kinds = ", ".join(sorted({type(module).__name__ for module in unclear}))

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from coursepkg import _checks
 from coursepkg.bayes_linear import GaussianWeights, Predictive
+from coursepkg.calibration import Curve
 from coursepkg.data import DataSet
 from coursepkg.density import LogDensity
+from coursepkg.uncertainty import Variances
 
 __all__ = [
     "COLORS",
@@ -34,6 +36,7 @@ __all__ = [
     "page_colors",
     "points",
     "projection",
+    "reliability",
     "signed_area",
     "traces",
     "use_style",
@@ -199,7 +202,7 @@ def curves(
     return ax
 
 
-def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive) -> Axes:
+def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive | Variances) -> Axes:
     """Draw a prediction: its mean, two sd of the function, two sd of a new observation.
 
     The outer band is two standard deviations of the *sum* of both variances; adding the two
@@ -208,7 +211,8 @@ def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive) -> Axes
     Args:
         ax: Where to draw.
         x: Inputs, shape ``(points,)``.
-        prediction: What :func:`coursepkg.bayes_linear.predictive` returns for them.
+        prediction: What :func:`coursepkg.bayes_linear.predictive` or
+            :func:`coursepkg.uncertainty.decompose_variance` returns for them.
 
     Returns:
         ``ax``.
@@ -221,9 +225,13 @@ def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive) -> Axes
             f"prediction must have {len(x)} points, as x has, got {len(prediction.mean)}"
         )
     mean = _numpy(prediction.mean)
+    if isinstance(prediction, Variances):
+        both, function = prediction.total, prediction.epistemic
+    else:
+        both, function = prediction.variance, prediction.weight_variance
     for variance, alpha, label in (
-        (prediction.variance, 0.25, "2 sd, new observation"),
-        (prediction.weight_variance, 0.4, "2 sd, function"),
+        (both, 0.25, "2 sd, new observation"),
+        (function, 0.4, "2 sd, function"),
     ):
         width = 2 * _numpy(variance.sqrt())
         ax.fill_between(
@@ -236,6 +244,40 @@ def bands(ax: Axes, x: Float[Tensor, " points"], prediction: Predictive) -> Axes
             label=label,
         )
     ax.plot(_numpy(x), mean, color=COLORS["blue"], lw=2, label="mean")
+    return ax
+
+
+def reliability(ax: Axes, curve: Curve, *, color: str = "blue", label: str | None = None) -> Axes:
+    """Draw what was predicted against what happened: on the diagonal where it is calibrated.
+
+    A dot's area is the number of its points; its bar is two standard errors to each side. Bins
+    without points are left out.
+
+    Args:
+        ax: Where to draw.
+        curve: By :func:`coursepkg.calibration.reliability` or
+            :func:`coursepkg.calibration.calibration_curve`, of shape ``(bins,)``.
+        color: A name in :data:`COLORS`.
+        label: Legend entry.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        ValueError: ``color`` is unknown, or there is more than one curve.
+    """
+    _checks.choice("color", color, tuple(COLORS))
+    if curve.predicted.ndim != 1:
+        raise ValueError(
+            f"curve must be one, of shape (bins,), got shape {tuple(curve.predicted.shape)}"
+        )
+    used = curve.num_points > 0
+    predicted, observed, error, num_points = (_numpy(values[used]) for values in curve)
+    ax.axline((0, 0), slope=1, color=INK, ls="--", lw=1)
+    ax.errorbar(predicted, observed, 2 * error, color=COLORS[color], lw=1.2, label=label)
+    ax.scatter(predicted, observed, 80 * num_points / num_points.max(), color=COLORS[color])
+    ends = (-0.03, 1.03)  # dots at 0 and 1 are whole
+    ax.set(xlim=ends, ylim=ends, xlabel="predicted probability", ylabel="observed share")
     return ax
 
 

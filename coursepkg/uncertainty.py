@@ -266,7 +266,7 @@ def mixture(distribution: Distribution) -> MixtureSameFamily:
 
 
 def log_predictive(
-    distribution: Distribution, y: Real[Tensor, "*points"]
+    distribution: Distribution, y: Real[Tensor, "*targets"]
 ) -> Float[Tensor, "*points"]:
     r"""The log density (or probability) of a target under the mixture of all draws.
 
@@ -278,7 +278,7 @@ def log_predictive(
     Args:
         distribution: One distribution for each draw and point, such as ``likelihood(outputs)``:
             the first batch dimension counts the draws.
-        y: Targets, one for each point.
+        y: Targets, one for each point (whole numbers for classes).
 
     Returns:
         One number for each target, in nats.

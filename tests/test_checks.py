@@ -252,3 +252,29 @@ def test_a_choice_is_one_of_the_words(kind_error: Any) -> None:
     _checks.choice("way", "there", ("here", "there"))
     with kind_error(ValueError, "way must be one of 'here', 'there', got 'up'"):
         _checks.choice("way", "up", ("here", "there"))
+
+
+@pytest.mark.parametrize("value", [0, 1.0, -0.1, 95])
+def test_inside_means_between_0_and_1(value: Any, kind_error: Any) -> None:
+    assert _checks.inside("share", torch.tensor(0.25)) == 0.25
+    with kind_error(ValueError, "share must be between 0 and 1", str(float(value))):
+        _checks.inside("share", value)
+
+
+@pytest.mark.parametrize(
+    ("error", "value", "words"),
+    [
+        (TypeError, [0.5, 0.5], ("torch.Tensor", "list")),
+        (ValueError, torch.tensor(1.0), ("classes",)),
+        (ValueError, torch.tensor([1.5, -0.5]), ("non-negative",)),
+        (ValueError, torch.tensor([[0.5, 0.5], [0.5, 0.4]]), ("sum to 1", "softmax(-1)")),
+        (ValueError, torch.tensor([NAN, 1.0]), ("finite",)),
+    ],
+)
+def test_probabilities_are_not_logits(
+    error: Any, value: Any, words: Any, as_a_user: None, kind_error: Any
+) -> None:
+    given = torch.randn(5, 1000).softmax(-1)
+    assert _checks.probabilities("p", given) is given
+    with kind_error(error, "p must", *words):
+        _checks.probabilities("p", value)

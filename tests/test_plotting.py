@@ -17,6 +17,8 @@ from matplotlib.colors import to_hex, to_rgb
 
 from coursepkg import data, plotting
 from coursepkg.bayes_linear import GaussianWeights, Predictive
+from coursepkg.calibration import Curve
+from coursepkg.uncertainty import Variances
 
 X = torch.linspace(-1, 1, 5, dtype=torch.float64)
 
@@ -149,13 +151,36 @@ def test_curves_draws_one_line_a_function_and_one_label(ax, shape, lines):
     assert ax.get_legend_handles_labels()[1] == ["draws"]
 
 
-def test_bands_are_two_sd_of_summed_variances(ax):
+NINE, SIXTEEN = torch.full((5,), 9.0), torch.full((5,), 16.0)
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        Predictive(torch.zeros(5), NINE, SIXTEEN),
+        Variances(torch.zeros(5), NINE, SIXTEEN, NINE + SIXTEEN),
+    ],
+)
+def test_bands_are_two_sd_of_summed_variances(ax, prediction):
     """3 and 4 add to 5 as standard deviations, not to 7."""
-    prediction = Predictive(torch.zeros(5), torch.full((5,), 9.0), torch.full((5,), 16.0))
     plotting.bands(ax, X, prediction)
     outer, inner = (collection.get_datalim(ax.transData) for collection in ax.collections)
     assert (outer.y0, outer.y1) == (-10, 10)
     assert (inner.y0, inner.y1) == (-8, 8)
+
+
+def test_reliability_draws_each_bin_that_has_points(ax):
+    """Two of three bins: areas as the points in them, bars of two standard errors each way."""
+    nan = float("nan")
+    curve = Curve(*torch.tensor([[nan, 0.5, 0.9], [nan, 0.4, 1.0], [0.25, 0.1, 0.05], [0, 5, 20]]))
+    plotting.reliability(ax, curve, color="green", label="network")
+    dots = ax.collections[-1]
+    np.testing.assert_allclose(dots.get_offsets(), [[0.5, 0.4], [0.9, 1.0]])
+    assert dots.get_sizes()[1] == 4 * dots.get_sizes()[0]
+    (container,) = ax.containers
+    lengths = [segment[1, 1] - segment[0, 1] for segment in container[2][0].get_segments()]
+    np.testing.assert_allclose(lengths, [4 * 0.1, 4 * 0.05], rtol=1e-6)
+    assert ax.get_legend_handles_labels()[1] == ["network"]
 
 
 def test_weight_ellipses_are_the_covariance(ax):
@@ -190,6 +215,13 @@ BAD_CALLS = {
     "curves": (lambda ax: plotting.curves(ax, X, X[:4]), ("functions", "5", "(4,)")),
     "bands": (
         lambda ax: plotting.bands(ax, X, Predictive(X[:4], X[:4], X[:4])), ("prediction", "5", "4"),
+    ),
+    "two curves": (
+        lambda ax: plotting.reliability(ax, Curve(*torch.ones(4, 2, 3))), ("curve", "(2, 3)"),
+    ),
+    "reliability": (
+        lambda ax: plotting.reliability(ax, Curve(*torch.ones(4, 3)), color="pink"),
+        ("color", "pink"),
     ),
     "ellipse": (
         lambda ax: plotting.weight_ellipses(ax, GaussianWeights(torch.zeros(3), torch.eye(3))),
