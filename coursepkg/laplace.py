@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 from coursepkg import _checks
-from coursepkg._lbfgs import minimize
 from coursepkg.density import LogDensity, unvalidated, value_and_grad
 from coursepkg.guides import FullRankNormal, Guide
 from coursepkg.networks import MLP, LogJoint
@@ -43,8 +42,8 @@ __all__ = ["Fit", "LastLayer", "Linearized", "full", "last_layer", "linearized"]
 ROWS = 64
 # Where a Newton step promises more than this, in nats, the point is no mode.
 LARGEST_GAIN = 1.0
-# Steps of the search for the mode of a last layer.
-MAX_STEPS = 1000
+# The search for the mode of a last layer: how many steps, and what a last one would have to gain.
+MAX_STEPS, TOLERANCE = 100, 1e-10
 
 
 class Fit(NamedTuple):
@@ -274,45 +273,69 @@ def last_layer(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _checks.function("likelihood", likelihood)
-    prior = Normal(0.0, _checks.positive("prior_scale", prior_scale))
+    prior_scale = _checks.positive("prior_scale", prior_scale)
     model = copy.deepcopy(model).eval()
-    features = _features(model, x)
-    layer = _last(model)
-    table = torch.cat([p.detach().reshape(len(layer.weight), -1) for p in layer.parameters()], 1)
-    table = table.double()
+    layer, features = _last(model), _features(model, x)
+    parts = [part.detach().reshape(layer.out_features, -1) for part in layer.parameters()]
+    table = torch.cat(parts, dim=1).double()
     targets = y.double() if y.is_floating_point() else y
-
-    def log_likelihood(outputs: Tensor) -> Tensor:
-        return likelihood(outputs).log_prob(targets)
-
-    def log_joint(weights: Tensor) -> Tensor:
-        outputs = features @ weights.unflatten(-1, table.shape).mT
-        return log_likelihood(outputs).sum(dim=-1) + prior.log_prob(weights).sum(dim=-1)
-
-    each = log_likelihood(features @ table.mT)  # which also lets torch check the targets, once
+    each = likelihood(features @ table.mT).log_prob(targets)  # torch checks the targets, once
     if each.shape != (len(x),):
         raise ValueError(
             f"likelihood must give one log probability for each of {len(x)} rows, got shape "
             f"{tuple(each.shape)}; outputs[..., 0] takes an output's column"
         )
-
-    def loss(weights: Tensor) -> tuple[Tensor, Tensor]:
-        height, slope = value_and_grad(log_joint, weights)
-        return -height, -slope
-
-    found = minimize(loss, table.reshape(1, -1), MAX_STEPS)
-    if not found.converged.all():
-        raise RuntimeError(
-            f"the last layer's weights found no mode in {MAX_STEPS} steps: train the model first, "
-            "or scale its features"
-        )
-    mode = found.point[0]
+    head = _Head(features, targets, likelihood, prior_scale)
     with unvalidated():
-        curvature = _curvature(log_likelihood, features @ mode.reshape(table.shape).mT)
-    # The rows of one output after another: all at once would fill the memory.
-    rows = [features.T @ (c[..., None] * features[:, None]).flatten(1) for c in curvature.unbind(1)]
-    precision = torch.cat(rows) + torch.eye(len(mode)).to(mode) / prior_scale**2
-    return LastLayer(model, *_gaussian(log_joint, mode, precision))
+        mode = _climb(head, table.flatten())
+        return LastLayer(model, *_gaussian(head, mode, head.precision(mode)))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The log joint density of a last layer, as a function of its flat weights."""
+
+    features: Tensor
+    targets: Tensor
+    likelihood: Callable[[Tensor], Distribution]
+    prior_scale: float
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        log_prior = Normal(0.0, self.prior_scale).log_prob(weights).sum(dim=-1)
+        return self.log_likelihood(self.outputs(weights)).sum(dim=-1) + log_prior
+
+    def log_likelihood(self, outputs: Tensor) -> Tensor:
+        return self.likelihood(outputs).log_prob(self.targets)
+
+    def outputs(self, weights: Tensor) -> Tensor:
+        return self.features @ weights.unflatten(-1, (-1, self.features.shape[1])).mT
+
+    def precision(self, weights: Tensor) -> Tensor:
+        """Minus the Hessian."""
+        curvature, phi = _curvature(self.log_likelihood, self.outputs(weights)), self.features
+        # The rows of one output after another: all at once would fill the memory.
+        rows = [phi.T @ (c[..., None] * phi[:, None]).flatten(1) for c in curvature.unbind(1)]
+        return torch.cat(rows) + torch.eye(len(weights)).to(weights) / self.prior_scale**2
+
+
+def _climb(head: _Head, weights: Tensor) -> Tensor:
+    """A mode, by Newton's method: damped as little as makes each step one uphill."""
+    damping, least = 0.0, head.prior_scale**-2
+    eye = torch.eye(len(weights)).to(weights)
+    for _ in range(MAX_STEPS):
+        height, slope = value_and_grad(head, weights)
+        factor, failed = torch.linalg.cholesky_ex(head.precision(weights) + damping * eye)
+        step = torch.cholesky_solve(slope[:, None], factor)[:, 0]
+        if not failed and damping <= least and slope @ step < TOLERANCE * (1 + height.abs()):
+            return weights + step
+        if not failed and head(weights + step) > height:
+            weights, damping = weights + step, damping / 10 if damping > least else 0.0
+        else:
+            damping = max(10 * damping, least)
+    raise RuntimeError(
+        f"the last layer's weights found no mode in {MAX_STEPS} steps: train the model first, or "
+        "scale its features"
+    )
 
 
 def _gaussian(log_density: LogDensity, mode: Tensor, precision: Tensor) -> Fit:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import pytest
 import torch
+from bad_input import bad_input
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -62,8 +59,7 @@ def test_only_the_layers_asked_for_are_turned() -> None:
     assert isinstance(bayesianize(nn.Conv1d(2, 4, 3, groups=2)), BayesConv1d)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: bayesianize(3), TypeError, ("model", "Module", "int")),
         (lambda: bayesianize(nn.Tanh()), ValueError, ("where", "Linear")),
@@ -72,13 +68,5 @@ def test_only_the_layers_asked_for_are_turned() -> None:
             ValueError,
             ("padding_mode", "circular"),
         ),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from bad_input import bad_input
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -265,28 +266,25 @@ def test_the_ece_of_a_curve_of_numbers_is_its_mean_distance_from_the_diagonal() 
 
 V, HALF, LABEL = tensor([1.0, 2.0]), tensor([[0.5, 0.5]]), torch.tensor([1])
 NORMAL = Normal(V, 1.0)
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
-    "percent": (lambda: ca.central_interval(NORMAL, 95), ValueError, ("probability", "95")),
-    "list": (lambda: ca.central_interval([1.0]), TypeError, ("prediction", "list")),  # type: ignore[arg-type]
-    "no draws": (lambda: ca.central_interval(V[0]), ValueError, ("prediction", "draws")),
-    "no cdf": (lambda: ca.central_interval(Beta(V, V)), NotImplementedError, ()),
-    "shapes": (lambda: ca.coverage(V, V + 1, V[:1]), ValueError, ("lower (2,)", "y (1,)")),
-    "order": (lambda: ca.coverage(V, V - 1, V), ValueError, ("lower", "above upper")),
-    "NaN": (lambda: ca.coverage(V, V, V * math.nan), ValueError, ("y", "finite")),
-    "targets": (
-        lambda: ca.probability_integral_transform(NORMAL, V[:1]), ValueError, ("y", "(2,)", "(1,)"),
-    ),
-    "kind": (lambda: ca.calibration_curve("N", V), TypeError, ("prediction", "str")),  # type: ignore[arg-type]
-    "levels": (lambda: ca.calibration_curve(NORMAL, V, 0), ValueError, ("num_levels", "1")),
-    "bins": (lambda: ca.reliability(HALF, LABEL, 0), ValueError, ("num_bins", "1")),
-    "labels": (lambda: ca.reliability(HALF, V[:1]), TypeError, ("labels", "float64")),  # type: ignore[arg-type]
-    "class": (lambda: ca.reliability(HALF, LABEL + 1), ValueError, ("labels", "from 0 to 1")),
-    "logits": (lambda: ca.reliability(4 * HALF, LABEL), ValueError, ("probabil", "softmax")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(name: str, kind_error: Any) -> None:
-    call, error, words = BAD[name]
-    with kind_error(error, *words):
-        call()
+test_bad_input_is_named = bad_input(
+    [
+        (lambda: ca.central_interval(NORMAL, 95), ValueError, ("probability", "95")),
+        (lambda: ca.central_interval([1.0]), TypeError, ("prediction", "list")),
+        (lambda: ca.central_interval(V[0]), ValueError, ("prediction", "draws")),
+        (lambda: ca.central_interval(Beta(V, V)), NotImplementedError, ()),
+        (lambda: ca.coverage(V, V + 1, V[:1]), ValueError, ("lower (2,)", "y (1,)")),
+        (lambda: ca.coverage(V, V - 1, V), ValueError, ("lower", "above upper")),
+        (lambda: ca.coverage(V, V, V * math.nan), ValueError, ("y", "finite")),
+        (
+            lambda: ca.probability_integral_transform(NORMAL, V[:1]),
+            ValueError,
+            ("y", "(2,)", "(1,)"),
+        ),
+        (lambda: ca.calibration_curve("N", V), TypeError, ("prediction", "str")),
+        (lambda: ca.calibration_curve(NORMAL, V, 0), ValueError, ("num_levels", "1")),
+        (lambda: ca.reliability(HALF, LABEL, 0), ValueError, ("num_bins", "1")),
+        (lambda: ca.reliability(HALF, V[:1]), TypeError, ("labels", "float64")),
+        (lambda: ca.reliability(HALF, LABEL + 1), ValueError, ("labels", "from 0 to 1")),
+        (lambda: ca.reliability(4 * HALF, LABEL), ValueError, ("probabil", "softmax")),
+    ]
+)

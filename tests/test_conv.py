@@ -5,11 +5,11 @@ Their noise is tested with that of the other layers, in ``test_layers``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from bad_input import bad_input
 from torch import nn
 
 from coursepkg.conv import BayesConv1d, BayesConv2d
@@ -45,19 +45,10 @@ def test_a_convolution_without_noise_is_that_of_torch(
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: BayesConv1d(0, 1, 3), ValueError, ("in_channels", "at least 1")),
         (lambda: BayesConv1d(3, 4, 3, groups=2), ValueError, ("groups", "3", "4")),
         (lambda: BayesConv2d(1, 1, (3,)), ValueError, ("kernel_size", "2", "(3,)")),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()

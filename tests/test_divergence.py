@@ -16,6 +16,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 import torch.distributions as td
+from bad_input import bad_input
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -465,8 +466,7 @@ def test_an_honest_error_shrinks_by_ten_from_a_hundred_times_the_draws() -> None
 EYE, ZERO = torch.eye(2), torch.zeros(2)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: dv.kl(3, P), TypeError, ("q must be", "int")),
         (lambda: dv.kl(Q, "p"), TypeError, ("p must be", "str")),
@@ -524,13 +524,5 @@ EYE, ZERO = torch.eye(2), torch.zeros(2)
             ValueError,
             ("one dimension", "(2,)"),
         ),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from bad_input import bad_input
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
@@ -250,8 +250,7 @@ Q = MeanFieldNormal(torch.zeros(2), torch.ones(2))
 ROWS = torch.arange(3)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: elbo(3, Q), TypeError, ("log_density", "function")),  # type: ignore[arg-type]
         (lambda: elbo(flat, Normal(0, 1)), TypeError, ("q", "guide", "Normal")),  # type: ignore[arg-type]
@@ -282,13 +281,5 @@ ROWS = torch.arange(3)
             ("batch_size", "at least 1"),
         ),
         (lambda: gap(elbo(flat, Q), "x"), TypeError, ("log_evidence", "str")),  # type: ignore[arg-type]
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bad_input import bad_input
 from scipy.stats import norm
 from torch import Tensor
 from torch.distributions import (
@@ -502,8 +503,7 @@ def test_bad_input_is_named(
         estimator(**given)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_what_one_of_them_refuses = bad_input(
     [
         (
             lambda: score_function(square, Normal, NORMAL, 4, baseline="best"),  # type: ignore[arg-type]
@@ -529,16 +529,8 @@ def test_bad_input_is_named(
         (lambda: estimator_variance(torch.tensor(1.0)), ValueError, ("draws", "at least 2")),
         (lambda: estimator_variance(torch.ones(3) / 0), ValueError, ("draws", "finite")),
         (lambda: estimator_variance([1.0, 2.0]), TypeError, ("draws", "torch.Tensor")),  # type: ignore[arg-type]
-    ],
+    ]
 )
-def test_what_one_of_them_refuses(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()
 
 
 def test_the_module_hands_out_what_it_names() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from bad_input import bad_input
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -156,8 +156,7 @@ def test_initial_guides_are_narrow_and_spread(generator: torch.Generator) -> Non
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: MeanFieldNormal([0.0], ONE), TypeError, ("mean", "list")),  # type: ignore[arg-type]
         (lambda: MeanFieldNormal(ZERO, ONE.int()), TypeError, ("scale", "int32")),
@@ -181,13 +180,5 @@ ZERO, ONE = torch.zeros(3), torch.ones(3)
         ),
         (lambda: MeanFieldNormal(ZERO, ONE).kl("x"), TypeError, ("prior_mean", "str")),  # type: ignore[arg-type]
         (lambda: MeanFieldNormal(ZERO, ONE).kl(0, -1), ValueError, ("prior_scale", "positive")),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()

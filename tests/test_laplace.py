@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_input import bad_input
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal, StudentT
 
@@ -297,8 +298,7 @@ ZERO, LINEAR = torch.zeros(2), nn.Linear(2, 1)
 X, Y = torch.zeros(5, 2), torch.zeros(5)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: laplace.full(3, ZERO), TypeError, ("log_density", "int")),  # type: ignore[arg-type]
         (lambda: laplace.full(bowl, ZERO[None]), ValueError, ("mode", "1 dimension", "(1, 2)")),
@@ -344,16 +344,8 @@ X, Y = torch.zeros(5, 2), torch.zeros(5)
             ValueError,
             ("likelihood", "5 rows", "(5, 5)"),
         ),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()
 
 
 def test_a_search_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ import copy
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from bad_input import bad_input
 from torch import Tensor, nn
 from torch.distributions import Laplace, MultivariateNormal, Normal
 from torch.func import functional_call
@@ -272,8 +272,7 @@ def test_a_compiled_model_gives_the_same_numbers() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: BayesLinear(0, 1), ValueError, ("in_features", "at least 1")),
         (lambda: BayesLinear(1, 2.0), TypeError, ("out_features", "float")),
@@ -295,16 +294,8 @@ def test_a_compiled_model_gives_the_same_numbers() -> None:
         (lambda: kl_divergence(nn.Tanh()), ValueError, ("model", "Tanh")),
         (lambda: scale_mixture(wide_share=1.0), ValueError, ("wide_share", "between 0 and 1")),
         (lambda: scale_mixture(narrow_scale=0.0), ValueError, ("narrow_scale", "positive")),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()
 
 
 def test_the_base_class_asks_for_an_operation() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import chain
 from typing import Any
 
 import pytest
 import torch
+from bad_input import bad_input
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
@@ -414,8 +414,7 @@ def step(**changes: Any) -> Any:
     return elbo(**right | {"likelihood": likelihood} | changes)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
+test_bad_input_is_named = bad_input(
     [
         (lambda: step(), ValueError, ("dataset_size", "kl_weight", "neither")),
         (lambda: step(dataset_size=92, kl_weight=0.1), ValueError, ("exactly one", "both")),
@@ -453,13 +452,5 @@ def step(**changes: Any) -> Any:
         (lambda: of(validation=(X, Y[:3])), ValueError, ("validation[0]", "validation[1]", "(3,)")),
         (lambda: of(make_optimizer=lambda p: p), TypeError, ("make_optimizer", "list")),
         (lambda: of(generator=3), TypeError, ("generator", "int")),
-    ],
+    ]
 )
-def test_bad_input_is_named(
-    call: Callable[[], Any],
-    error: type[Exception],
-    words: tuple[str, ...],
-    kind_error: Callable[..., Any],
-) -> None:
-    with kind_error(error, *words):
-        call()
