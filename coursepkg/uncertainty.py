@@ -58,14 +58,14 @@ class Entropies(NamedTuple):
     """The entropy of a predicted class in nats, split by cause; shapes are those of one draw.
 
     Attributes:
+        total: Entropy of the mixture, the sum of both parts.
         aleatoric: The draws' own entropies, on average.
         epistemic: The mutual information of the class and the weights.
-        total: Entropy of the mixture, the sum of both.
     """
 
+    total: Float[Tensor, "*points"]
     aleatoric: Float[Tensor, "*points"]
     epistemic: Float[Tensor, "*points"]
-    total: Float[Tensor, "*points"]
 
 
 def heteroscedastic(outputs: Float[Tensor, "*batch 2"]) -> Normal:
@@ -211,7 +211,7 @@ def decompose_entropy(probabilities: Float[Tensor, "draws *points classes"]) -> 
         probabilities: Of each class, by each draw, shape ``(draws, ..., classes)``.
 
     Returns:
-        Both parts and their sum in nats, shape ``(...)``.
+        The sum and both parts in nats, shape ``(...)``.
 
     Raises:
         TypeError: ``probabilities`` is not a floating-point tensor.
@@ -223,7 +223,7 @@ def decompose_entropy(probabilities: Float[Tensor, "draws *points classes"]) -> 
 
     Example:
         >>> decompose_entropy(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # each sure, of another class
-        Entropies(aleatoric=tensor(0.), epistemic=tensor(0.6931), total=tensor(0.6931))
+        Entropies(total=tensor(0.6931), aleatoric=tensor(0.), epistemic=tensor(0.6931))
     """
     probabilities = _checks.probabilities("probabilities", probabilities)
     if probabilities.ndim < 2:
@@ -233,7 +233,7 @@ def decompose_entropy(probabilities: Float[Tensor, "draws *points classes"]) -> 
     total = torch.special.entr(probabilities.mean(dim=0)).sum(dim=-1)
     aleatoric = torch.special.entr(probabilities).sum(dim=-1).mean(dim=0)
     # A divergence is never negative; rounding would make it so where all draws agree.
-    return Entropies(aleatoric, (total - aleatoric).clamp(min=0), total)
+    return Entropies(total, aleatoric, (total - aleatoric).clamp(min=0))
 
 
 def mixture(distribution: Distribution) -> MixtureSameFamily:

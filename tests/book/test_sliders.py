@@ -321,3 +321,26 @@ def test_variational_experiments(
         said_sd = middle * sd_middle + (1 - middle) * sd_outside
         # With the widest prior a few draws of the poorer guides decide their sd.
         assert scale == 10 or our_sd / 2 < said_sd < our_sd * 2
+
+
+def test_dropout_rate_and_points(html: Path) -> None:
+    """Dropout as ridge regression with as many more rows as there are features."""
+    found = described(html, "mc_dropout", "rate")
+    assert len(found) == 15
+    centers, at = np.linspace(-1.2, 1.2, 19), np.linspace(-1, 1, 61)
+
+    def bumps(x: np.ndarray) -> np.ndarray:
+        return np.insert(np.exp(-((x[:, None] - centers) ** 2) / 0.08), 0, 1, axis=1)
+
+    for (rate, points), text in found.items():
+        sample = data.wave(int(points))
+        phi, y = bumps(2 * sample.x.numpy()), sample.y.numpy() / 4
+        # Twice the squared errors, the noise of the masks, and the prior: all over two.
+        penalty = rate * np.sum(phi**2, axis=0) / (1 - rate) + 1 / (4 * (1 - rate))
+        rows, targets = np.vstack([phi, np.diag(np.sqrt(penalty))]), np.append(y, np.zeros(20))
+        w = np.linalg.lstsq(rows, targets, rcond=None)[0]
+        by_dropout = np.sqrt(rate / (1 - rate) * np.sum((bumps(at) * w) ** 2, axis=1))
+        covariance = np.linalg.inv(np.eye(20) + phi.T @ phi / 0.25)
+        exact = np.sqrt(np.sum(bumps(at) @ covariance * bumps(at), axis=1))
+        expected = [rate, points, by_dropout.mean(), exact.mean()]
+        assert numbers(text) == pytest.approx(expected, abs=0.0051)
