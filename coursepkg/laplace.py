@@ -366,12 +366,13 @@ def _gaussian(log_density: LogDensity, mode: Tensor, precision: Tensor) -> Fit:
 
 def _gauss_newton(posterior: LogJoint, mode: Tensor) -> Tensor:
     """The generalized Gauss-Newton matrix of the log likelihood, and the prior's precision."""
+    x, y = posterior.x.to(mode), posterior.y.to(mode)
 
     def log_likelihood(outputs: Tensor) -> Tensor:
-        return posterior.likelihood.log_prob(outputs[..., None], posterior.y)[:, 0]
+        return posterior.likelihood.log_prob(outputs[..., None], y)[:, 0]
 
-    jacobian = _jacobian(posterior.network, mode, posterior.x)
-    curvature = _curvature(log_likelihood, posterior.network(mode, posterior.x))
+    jacobian = _jacobian(posterior.network, mode, x)
+    curvature = _curvature(log_likelihood, posterior.network(mode, x))
     precision = jacobian.flatten(0, 1).mT @ (curvature @ jacobian).flatten(0, 1)
     return precision + torch.eye(len(mode)).to(mode) / posterior.prior_scale**2
 
