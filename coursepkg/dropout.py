@@ -106,7 +106,7 @@ class ConcreteDropout(nn.Module):
             positions = self.layer.weight.ndim - 2  # of a convolution
             shape = x.shape[: x.ndim - positions] + (1,) * positions
             noise = torch.rand(shape, dtype=x.dtype, device=x.device).logit()
-            # sigmoid(-a) is 1 - sigmoid(a): the share that is kept, and below the one of rates.
+            # sigmoid(-a) is 1 - sigmoid(a), here 1 - z and, in the next line, one minus the rate.
             kept = ((self.logit + noise) / -TEMPERATURE).sigmoid()
             x = x * kept / (-self.logit).sigmoid()
         outputs: Tensor = self.layer(x)
