@@ -364,7 +364,7 @@ def test_tempering(html: Path) -> None:
         mode += 0.03 * np.sign(tanh_joint(mode, x, y, 0.04)[1])
     draws, size = [], 0.012
     value, slope = tanh_joint(mode, x, y, 0.04)
-    for step in range(60):
+    for step in range(40):
         momentum = random.normal(size=mode.shape)
         place, p, at = mode, momentum + size / 2 * slope, slope
         for _ in range(random.integers(40, 120)):
@@ -376,14 +376,14 @@ def test_tempering(html: Path) -> None:
         taken = np.log(random.random(64)) < log_ratio
         mode = np.where(taken[:, None], place, mode)
         value, slope = np.where(taken, new_value, value), np.where(taken[:, None], at, slope)
-        draws += [mode] if step >= 30 else []
+        draws += [mode] if step >= 20 else []
     truth = spread(np.concatenate(draws))
 
     for (beta,), text in found.items():
         said, *sds = numbers(text)
         assert said == beta
         ends = []
-        for _ in range(3):
+        for _ in range(2):
             start = np.concatenate([random.normal(size=31), np.full(31, -3.0)])
             noise = random.standard_normal((64, 31))
             noise = np.concatenate([noise, -noise])
@@ -392,8 +392,7 @@ def test_tempering(html: Path) -> None:
         mean, log_scale = np.split(min(ends, key=lambda end: end[0])[1], 2)
         field = spread(mean + np.exp(log_scale) * random.standard_normal((4000, 31)))
         # The chapter's networks are single fits of a few hundred steps.
-        print(beta, sds, field, truth)
-        assert sds[0] == pytest.approx(field[0], rel=0.5)
-        assert sds[1] == pytest.approx(field[1], rel=0.6)
+        assert sds[0] == pytest.approx(field[0], rel=0.3)
+        assert sds[1] == pytest.approx(field[1], rel=0.45)
         assert sds[2] == pytest.approx(truth[0], rel=0.15)
         assert sds[3] == pytest.approx(truth[1], rel=0.25)
