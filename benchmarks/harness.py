@@ -7,13 +7,20 @@ that grows slow slows all of them, and the median over rounds is reported.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -101,3 +108,34 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
         for name, measure in contenders.items():
             values[name].append(measure())
     return {name: statistics.median(found) for name, found in values.items()}
+
+
+def race(
+    work: Callable[[str, int], Result], names: Iterable[str], rounds: int
+) -> dict[str, list[Result] | str]:
+    """Let contenders work in turns, each in a process of its own, on one core.
+
+    Args:
+        work: Takes a contender's name and the round, and returns what is to be judged.
+        names: The contenders.
+        rounds: How often each has its turn.
+
+    Returns:
+        The results by name; or why there are none, where a package is missing.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[str, list[Result] | str] = {}
+    with one_core():
+        workers = {name: ProcessPoolExecutor(1, spawn) for name in names}
+        for turn in tqdm(range(rounds), disable=None):
+            for name, worker in workers.items():
+                results = found.setdefault(name, [])
+                if isinstance(results, str):
+                    continue
+                try:
+                    results.append(worker.submit(work, name, turn).result())
+                except ImportError as missing:
+                    found[name] = f"not installed: {missing.name}"
+        for worker in workers.values():
+            worker.shutdown()
+    return found

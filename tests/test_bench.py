@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
+import bbb_contenders
+import bench_bbb_predict
+import bench_bbb_step
 import bench_kl_fit
 import bench_sine_vi
+import harness
 import numpy as np
 import pytest
 import torch
@@ -11,7 +18,7 @@ from bench_sine_mcmc import delivered, relative_error
 from sine_contenders import REFERENCE, X, Y, log_posterior
 from torch.distributions import Normal
 
-from coursepkg import data, networks
+from coursepkg import data, layers, networks, uncertainty
 from coursepkg.divergence import mean_with_error
 from coursepkg.guides import FullRankNormal
 
@@ -118,3 +125,98 @@ def test_contenders_climb_towards_the_posterior(
     # Guides at random places are thousands of nats below.
     assert value < LOG_EVIDENCE
     assert value > (bench_sine_vi.BEST[family] - 1 if name == "coursepkg" else -700)
+
+
+# Those whose library is here; the benchmark says of the others that they are not.
+MODULES = {"blitz-bayesian-pytorch": "blitz", "pyro-ppl": "pyro"}
+CONTENDERS = [
+    name
+    for name, (_, packages) in bbb_contenders.CONTENDERS.items()
+    if all(find_spec(MODULES.get(each, each.replace("-", "_"))) for each in packages)
+]
+
+
+def narrow_guide() -> bbb_contenders.Guide:
+    """Small standard deviations, all different: little noise in a loss."""
+    rng = np.random.default_rng(4)
+    means = [table[0] for table in bbb_contenders.start(3)]
+    return [np.stack([mean, 0.01 * np.exp(rng.normal(size=mean.shape) / 3)]) for mean in means]
+
+
+def test_the_judge_knows_the_network_and_its_elbo() -> None:
+    guide = narrow_guide()
+    ours = bbb_contenders.Coursepkg()
+    ours.load(guide)
+    assert bbb_contenders.kl(guide) == pytest.approx(
+        float(layers.kl_divergence(ours.model).detach())
+    )
+    x = torch.linspace(-1, 1, 7)
+    for layer in ours.model[::2]:
+        layer.free.data.fill_(-torch.inf)
+    still = [np.stack([table[0], 0 * table[0]]) for table in guide]
+    outputs = bbb_contenders.functions(still, x.double().numpy(), 1)
+    expected = ours.model(x[:, None]).detach()
+    np.testing.assert_allclose(outputs[0], expected, rtol=1e-4, atol=1e-6)
+    noise = uncertainty.heteroscedastic(torch.tensor(outputs))
+    y = np.linspace(-3, 3, 7)
+    found = bbb_contenders.log_likelihood(outputs, y)
+    np.testing.assert_allclose(found, noise.log_prob(torch.tensor(y)))
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_all_maximize_the_same_elbo(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    contender, guide = bbb_contenders.CONTENDERS[name][0](), narrow_guide()
+    contender.load(guide)
+    contender.seed(0)
+    for mine, theirs in zip(guide, contender.guide(), strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-6)
+    for rows in (8, 92):
+        expected, error = bbb_contenders.elbo(guide, rows)
+        elbos = [-contender.loss(rows) for _ in range(100)]
+        scatter = (np.var(elbos) / 100 + error**2) ** 0.5
+        assert abs(np.mean(elbos) - expected) < 4.5 * scatter
+    monkeypatch.setattr(bbb_contenders, "EPOCHS", 3)
+    contender.train()
+    assert bbb_contenders.elbo(contender.guide())[0] > bbb_contenders.elbo(guide)[0] + 1000
+
+
+INPUTS = np.array([-0.7, 0.4, 0.4])
+EXACT = bbb_contenders.functions(bbb_contenders.start(0), INPUTS, 20_000)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_all_draw_the_same_functions(name: str) -> None:
+    contender = bbb_contenders.CONTENDERS[name][0]()
+    contender.load(bbb_contenders.start(0))
+    contender.seed(1)
+    outputs = contender.predict(INPUTS, 400)
+    assert outputs.shape == (400, 3, 2)
+    np.testing.assert_allclose(outputs[:, 1], outputs[:, 2], rtol=1e-4, atol=1e-5)
+    off = (outputs.mean(0) - EXACT.mean(0)) / (EXACT.std(0) / 400**0.5)
+    assert np.abs(off).max() < 4.5
+    # The variance of 400 normal draws scatters by (2 / 399)^1/2.
+    assert outputs.var(0) == pytest.approx(EXACT.var(0), rel=4.5 * (2 / 399) ** 0.5)
+
+
+def test_what_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = harness.race(import_module, ["no_such_library"], 1)  # type: ignore[arg-type]
+    assert found == {"no_such_library": "not installed: no_such_library"}
+    missing = {"blitz": "not installed: blitz"}
+    run = bench_bbb_step.Run(2.4, 0.5, -360.0, 0.5, 2.9)
+    runs = {"coursepkg": [run], "loop": [run._replace(seconds=4.8, compilation=0.0)], **missing}
+    monkeypatch.setattr(bench_bbb_step, "race", lambda *_: runs)
+    rows = list(bench_bbb_step.measure())
+    assert [row.value for row in rows] == pytest.approx([1.0, 2.9, 2.0, 4.8, None])
+    assert [row.ratio for row in rows] == [None, None, 2.0, pytest.approx(4.8 / 2.9), None]
+    assert rows[-1].quality == "not installed: blitz"
+    assert "ELBO -360 " in rows[0].quality
+    outputs = bbb_contenders.functions(bbb_contenders.start(0), bench_bbb_predict.POINTS, 100)
+    call = bench_bbb_predict.Run(3.0, 10.0, outputs)
+    rows_apart = outputs + np.random.default_rng(0).normal(size=outputs.shape)
+    scattered = call._replace(milliseconds=30.0, outputs=rows_apart)
+    calls = {"coursepkg": [call], "loop": [scattered], **missing}
+    monkeypatch.setattr(bench_bbb_predict, "race", lambda *_: calls)
+    ours, theirs, absent = bench_bbb_predict.measure()
+    assert (ours.value, theirs.ratio, absent.value) == (3.0, 10.0, None)
+    assert "one function a draw" in ours.quality
+    assert "not functions" in theirs.quality

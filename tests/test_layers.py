@@ -94,6 +94,29 @@ def test_the_kl_is_the_sum_of_the_weights_closed_forms() -> None:
     torch.testing.assert_close(kl_divergence(twice), model[0].kl())
 
 
+def test_layers_with_the_same_prior_go_together_and_others_do_not() -> None:
+    narrow, rows = Normal(0.0, 0.5), Normal(torch.zeros(5, 1), torch.linspace(0.5, 2, 5)[:, None])
+    priors = [None, narrow, rows, narrow, rows, None, Normal(0.0, 0.5), rows]
+    model = nn.Sequential(*(BayesLinear(4, 5, prior=prior) for prior in priors))
+    each: list[Tensor] = [
+        divergence.kl_normal(layer.mean, layer.scale, layer.prior.loc, layer.prior.scale).sum()
+        for layer in model
+    ]
+    torch.testing.assert_close(kl_divergence(model), torch.stack(each).sum())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_is_that_of_torch_whatever_the_dimensions(bias: bool) -> None:
+    layer = BayesLinear(3, 2, bias=bias).double()
+    weight, biases = layer.split(layer.mean)
+    for shape in ((3,), (7, 3), (0, 3), (4, 7, 3)):
+        x = torch.randn(shape, dtype=torch.float64)
+        expected = F.linear(x, weight, biases)
+        torch.testing.assert_close(layer.operation(x, layer.mean), expected)
+    draws = torch.vmap(layer, randomness="different")(torch.randn(7, 3, dtype=torch.float64))
+    assert draws.shape == (7, 2)
+
+
 @pytest.mark.parametrize("prior", [scale_mixture(1.0, 0.1, 0.3), Laplace(0.0, 0.5)], ids=str)
 def test_a_prior_without_a_closed_form_is_estimated_without_bias(prior: Any) -> None:
     layer = BayesLinear(1, 2, prior=prior, initial_scale=0.2).double()
