@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -344,3 +345,77 @@ def test_dropout_rate_and_points(html: Path) -> None:
         exact = np.sqrt(np.sum(bumps(at) @ covariance * bumps(at), axis=1))
         expected = [rate, points, by_dropout.mean(), exact.mean()]
         assert numbers(text) == pytest.approx(expected, abs=0.0051)
+
+
+def tanh_network(w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden and output values of networks 1-10-1, a row of 31 weights each."""
+    hidden = np.tanh(w[:, None, :10] * x[:, None] + w[:, None, 10:20])
+    return hidden, (hidden @ w[:, 20:30, None])[..., 0] + w[:, 30:]
+
+
+def tanh_joint(
+    w: np.ndarray, x: np.ndarray, y: np.ndarray, variance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log joint density under a standard normal prior, up to a constant, and its gradient."""
+    hidden, f = tanh_network(w, x)
+    delta = (y - f) / variance
+    back = delta[..., None] * w[:, None, 20:30] * (1 - hidden**2)
+    columns = [(back * x[:, None]).sum(1), back.sum(1), (delta[..., None] * hidden).sum(1)]
+    gradient = np.concatenate([*columns, delta.sum(1, keepdims=True)], axis=1) - w
+    return -((y - f) ** 2).sum(1) / 2 / variance - (w**2).sum(1) / 2, gradient
+
+
+def test_tempering(html: Path) -> None:
+    """Mean fields by L-BFGS with fixed draws, and the posterior by another HMC."""
+    found = described(html, "bayes_by_backprop", "β")
+    assert len(found) == 5
+    wave, random = data.wave(), np.random.default_rng(0)
+    x, y, grid = 4 * wave.x.numpy(), wave.y.numpy() / 10, np.linspace(-6, 6, 61)
+
+    def spread(w: np.ndarray) -> tuple[float, float]:
+        sd = tanh_network(w, grid)[1].std(axis=0)
+        return float(sd[np.abs(grid) <= 2].mean()), float(sd[[0, -1]].mean())
+
+    def negative_elbo(free: np.ndarray, noise: np.ndarray, variance: float) -> Any:
+        mean, log_scale = np.split(free, 2)
+        value, slope = tanh_joint(mean + np.exp(log_scale) * noise, x, y, variance)
+        by_scale = (slope * noise).mean(0) * np.exp(log_scale) + 1
+        return -value.mean() - log_scale.sum(), -np.concatenate([slope.mean(0), by_scale])
+
+    mode = np.zeros((1, 31)) + random.normal(size=(64, 31))
+    for _ in range(60):  # along the gradient, by its sign: into the hills
+        mode += 0.03 * np.sign(tanh_joint(mode, x, y, 0.04)[1])
+    draws, size = [], 0.012
+    value, slope = tanh_joint(mode, x, y, 0.04)
+    for step in range(40):
+        momentum = random.normal(size=mode.shape)
+        place, p, at = mode, momentum + size / 2 * slope, slope
+        for _ in range(random.integers(40, 120)):
+            place = place + size * p
+            new_value, at = tanh_joint(place, x, y, 0.04)
+            p = p + size * at
+        p = p - size / 2 * at
+        log_ratio = new_value - value + ((momentum**2).sum(1) - (p**2).sum(1)) / 2
+        taken = np.log(random.random(64)) < log_ratio
+        mode = np.where(taken[:, None], place, mode)
+        value, slope = np.where(taken, new_value, value), np.where(taken[:, None], at, slope)
+        draws += [mode] if step >= 20 else []
+    truth = spread(np.concatenate(draws))
+
+    for (beta,), text in found.items():
+        said, *sds = numbers(text)
+        assert said == beta
+        ends = []
+        for _ in range(2):
+            start = np.concatenate([random.normal(size=31), np.full(31, -3.0)])
+            noise = random.standard_normal((64, 31))
+            noise = np.concatenate([noise, -noise])
+            end = scipy.optimize.minimize(negative_elbo, start, (noise, 0.04 * beta), jac=True)
+            ends.append((end.fun, end.x))
+        mean, log_scale = np.split(min(ends, key=lambda end: end[0])[1], 2)
+        field = spread(mean + np.exp(log_scale) * random.standard_normal((4000, 31)))
+        # The chapter's networks are single fits of a few hundred steps.
+        assert sds[0] == pytest.approx(field[0], rel=0.3)
+        assert sds[1] == pytest.approx(field[1], rel=0.45)
+        assert sds[2] == pytest.approx(truth[0], rel=0.15)
+        assert sds[3] == pytest.approx(truth[1], rel=0.25)
