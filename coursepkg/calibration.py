@@ -111,8 +111,8 @@ def coverage(
         y: Targets.
 
     Returns:
-        The share, with the standard error of a count. That takes each target for independent: two
-        errors beside the intervals' probability are no proof of a fault.
+        The share, with the standard error of a count. That takes each target for independent, so
+        that two errors beside the intervals' probability are no proof of a fault.
 
     Raises:
         TypeError: An argument is not a floating-point tensor.
@@ -153,8 +153,8 @@ def probability_integral_transform(
         y: Targets, shape ``(...)``.
 
     Returns:
-        Numbers between 0 and 1. Most near 0 and 1: the prediction is too narrow; most near the
-        middle: it is too wide.
+        Numbers between 0 and 1. Where most lie near 0 and 1 the prediction is too narrow, where
+        most lie near the middle it is too wide.
 
     Raises:
         TypeError: An argument is of the wrong kind.

@@ -21,7 +21,7 @@ __all__ = ["BayesConv1d", "BayesConv2d"]
 class _BayesConv(BayesLayer):
     """A convolution with Gaussian weights; subclasses say over how many dimensions."""
 
-    convolve: Callable[..., Tensor]
+    _convolve: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class _BayesConv(BayesLayer):
         """Convolve the inputs with the weights, and add the biases."""
         weight, bias = self.split(table)
         kernel = weight.unflatten(1, self.kernel_shape)
-        return type(self).convolve(x, kernel, bias, **self.how)
+        return type(self)._convolve(x, kernel, bias, **self.how)
 
 
 class BayesConv1d(_BayesConv):
@@ -68,11 +68,11 @@ class BayesConv1d(_BayesConv):
 
     Args:
         in_channels: As for ``nn.Conv1d``, and so are those up to ``bias``.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`BayesLayer`.
+        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`coursepkg.layers.BayesLayer`.
 
     Raises:
         TypeError: An argument is of the wrong kind.
-        ValueError: As for :class:`BayesLayer`; or ``groups`` or ``kernel_size`` do not fit.
+        ValueError: As for :class:`coursepkg.layers.BayesLayer`; or ``groups`` or ``kernel_size`` do not fit.
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ class BayesConv1d(_BayesConv):
     """
 
     num_positions = 1
-    convolve = staticmethod(F.conv1d)
+    _convolve = staticmethod(F.conv1d)
 
 
 class BayesConv2d(_BayesConv):
@@ -91,7 +91,7 @@ class BayesConv2d(_BayesConv):
 
     Args:
         in_channels: As for ``nn.Conv2d``, and so are those up to ``bias``.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`BayesLayer`.
+        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`coursepkg.layers.BayesLayer`.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -104,4 +104,4 @@ class BayesConv2d(_BayesConv):
     """
 
     num_positions = 2
-    convolve = staticmethod(F.conv2d)
+    _convolve = staticmethod(F.conv2d)

@@ -34,6 +34,10 @@ SHORT_NAMES = {
     "Tensor": "torch.Tensor",
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
     "torch._C.Generator": "torch.Generator",
+    "torch.nn.modules.conv.Conv1d": "torch.nn.Conv1d",
+    "torch.nn.modules.conv.Conv2d": "torch.nn.Conv2d",
+    "torch.nn.modules.linear.Linear": "torch.nn.Linear",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
     "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
 }
 # Type variables stand for any type: there is nothing to link to.
