@@ -28,7 +28,8 @@ def bayesianize(
     Args:
         model: A deterministic network.
         where: Takes a layer's name and the layer, and says whether to turn it.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`coursepkg.layers.BayesLayer`.
+        options: ``prior``, ``estimator`` and ``initial_scale`` of
+            :class:`coursepkg.layers.BayesLayer`.
 
     Raises:
         TypeError: ``model`` is not a module, or an option of the wrong kind.

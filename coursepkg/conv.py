@@ -68,11 +68,13 @@ class BayesConv1d(_BayesConv):
 
     Args:
         in_channels: As for ``nn.Conv1d``, and so are those up to ``bias``.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`coursepkg.layers.BayesLayer`.
+        options: ``prior``, ``estimator`` and ``initial_scale`` of
+            :class:`coursepkg.layers.BayesLayer`.
 
     Raises:
         TypeError: An argument is of the wrong kind.
-        ValueError: As for :class:`coursepkg.layers.BayesLayer`; or ``groups`` or ``kernel_size`` do not fit.
+        ValueError: As for :class:`coursepkg.layers.BayesLayer`; or ``groups`` or ``kernel_size`` do
+            not fit.
 
     Example:
         >>> import torch
@@ -91,7 +93,8 @@ class BayesConv2d(_BayesConv):
 
     Args:
         in_channels: As for ``nn.Conv2d``, and so are those up to ``bias``.
-        options: ``prior``, ``estimator`` and ``initial_scale`` of :class:`coursepkg.layers.BayesLayer`.
+        options: ``prior``, ``estimator`` and ``initial_scale`` of
+            :class:`coursepkg.layers.BayesLayer`.
 
     Raises:
         TypeError: An argument is of the wrong kind.
