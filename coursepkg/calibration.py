@@ -28,7 +28,7 @@ __all__ = [
     "central_interval",
     "coverage",
     "expected_calibration_error",
-    "probability_integral_transform",
+    "pit_values",
     "reliability",
 ]
 
@@ -139,7 +139,7 @@ def _share(successes: Tensor, count: Tensor) -> Estimate:
     return Estimate(successes / count, (careful * (1 - careful) / count).sqrt())
 
 
-def probability_integral_transform(
+def pit_values(
     prediction: Distribution | Tensor, y: Float[Tensor, "*points"]
 ) -> Float[Tensor, "*points"]:
     r"""Where in its predicted distribution each target fell: uniform where it is calibrated.
@@ -166,7 +166,7 @@ def probability_integral_transform(
 
     Example:
         >>> from torch.distributions import Normal
-        >>> probability_integral_transform(Normal(torch.zeros(2), 1.0), torch.tensor([0.0, 9.0]))
+        >>> pit_values(Normal(torch.zeros(2), 1.0), torch.tensor([0.0, 9.0]))
         tensor([0.5000, 1.0000])
     """
     y = _checks.targets(prediction, y)
@@ -203,7 +203,7 @@ def calibration_curve(
         tensor([0.2500, 0.5000, 0.5000])
     """
     num_levels = _checks.count("num_levels", num_levels, minimum=1)
-    values = probability_integral_transform(prediction, y)
+    values = pit_values(prediction, y)
     levels = torch.arange(1, num_levels + 1).to(values) / (num_levels + 1)
     below = (values[..., None] <= levels).to(values.dtype).sum(dim=-2)
     count = torch.full_like(below, values.shape[-1])

@@ -124,7 +124,7 @@ def test_the_integral_transform_is_the_distribution_function() -> None:
     y = tensor([-1.0, 0.5, 3.0])
     q = Normal(tensor([[0.0, 1.0, 2.0]] * 2), tensor([[1.0], [3.0]]))
     close(
-        ca.probability_integral_transform(uncertainty.mixture(q), y),
+        ca.pit_values(uncertainty.mixture(q), y),
         scipy.stats.norm.cdf(y, q.mean, q.stddev).mean(0),
     )
 
@@ -132,12 +132,9 @@ def test_the_integral_transform_is_the_distribution_function() -> None:
 def test_a_target_like_the_draws_takes_each_rank_equally_often() -> None:
     """Each of four numbers in turn is the target, the other three are the draws."""
     values = tensor([0.3, -2.0, 5.0, 1.0])
-    places = [
-        ca.probability_integral_transform(values[torch.arange(4) != i, None], values[i, None])
-        for i in range(4)
-    ]
+    places = [ca.pit_values(values[torch.arange(4) != i, None], values[i, None]) for i in range(4)]
     close(torch.cat(places).sort().values, [1 / 8, 3 / 8, 5 / 8, 7 / 8])
-    ties = ca.probability_integral_transform(torch.zeros(3, 1), torch.zeros(1))
+    ties = ca.pit_values(torch.zeros(3, 1), torch.zeros(1))
     assert float(ties) == 0.5
 
 
@@ -156,7 +153,7 @@ def test_a_calibrated_prediction_follows_the_diagonal(
 ) -> None:
     prediction = PREDICTIONS[kind](tensor(scale), generator)
     y = torch.randn(4_000, generator=generator, dtype=torch.float64)
-    places = ca.probability_integral_transform(prediction, y)
+    places = ca.pit_values(prediction, y)
     p_value = scipy.stats.kstest(places.numpy(), "uniform").pvalue
     assert p_value > 1e-4 if right else p_value < 1e-8
 
@@ -276,7 +273,7 @@ test_bad_input_is_named = bad_input(
         (lambda: ca.coverage(V, V - 1, V), ValueError, ("lower", "above upper")),
         (lambda: ca.coverage(V, V, V * math.nan), ValueError, ("y", "finite")),
         (
-            lambda: ca.probability_integral_transform(NORMAL, V[:1]),
+            lambda: ca.pit_values(NORMAL, V[:1]),
             ValueError,
             ("y", "(2,)", "(1,)"),
         ),
