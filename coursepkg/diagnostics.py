@@ -122,13 +122,6 @@ def _first_places(ordered: Tensor) -> Tensor:
     return places.cummax(dim=-1).values.to(ordered)
 
 
-def _check_prob(prob: float) -> float:
-    prob = _checks.scalar("prob", prob)
-    if not 0 < prob < 1:
-        raise ValueError(f"prob must lie between 0 and 1, got {prob}")
-    return prob
-
-
 # --- R-hat ----------------------------------------------------------------------------------------
 
 
@@ -433,7 +426,7 @@ def quantile_ess(draws: Float[Tensor, "chains draws *dims"], prob: float) -> Flo
         >>> bool(10 * quantile_ess(draws, 0.02) < quantile_ess(draws, 0.5))
         True
     """
-    draws, prob = _check_draws(draws), _check_prob(prob)
+    draws, prob = _check_draws(draws), _checks.inside("prob", prob)
     return _ess(_split((draws <= _quantile(draws, prob)).double()))
 
 

@@ -89,9 +89,7 @@ class ConcreteDropout(nn.Module):
             raise TypeError(
                 f"layer must be a Linear, Conv1d or Conv2d layer, got {type(layer).__name__}"
             )
-        rate = _checks.positive("initial_rate", initial_rate)
-        if rate >= 1:
-            raise ValueError(f"initial_rate must be between 0 and 1, got {rate}")
+        rate = _checks.inside("initial_rate", initial_rate)
         self.layer = layer
         self.logit = nn.Parameter(layer.weight.new_tensor(math.log(rate) - math.log1p(-rate)))
 

@@ -278,9 +278,7 @@ def scale_mixture(
     """
     wide = _checks.positive("wide_scale", wide_scale)
     narrow = _checks.positive("narrow_scale", narrow_scale)
-    share = _checks.positive("wide_share", wide_share)
-    if share >= 1:
-        raise ValueError(f"wide_share must be between 0 and 1, got {share}")
+    share = _checks.inside("wide_share", wide_share)
     parts = Normal(torch.zeros(2), torch.tensor([wide, narrow]))
     return MixtureSameFamily(Categorical(torch.tensor([share, 1 - share])), parts)
 
@@ -296,10 +294,7 @@ def _layers(model: nn.Module) -> list[BayesLayer]:
 
 
 def _check_prior(prior: Distribution, shape: tuple[int, int]) -> None:
-    if not isinstance(prior, Distribution):
-        raise TypeError(
-            f"prior must be a torch.distributions.Distribution, got {type(prior).__name__}"
-        )
+    _checks.distribution("prior", prior)
     if prior.event_shape:
         raise ValueError(
             f"prior must be of one weight, got an event shape {tuple(prior.event_shape)}"

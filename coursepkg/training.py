@@ -402,11 +402,7 @@ def _is_bayesian(model: nn.Module) -> bool:
 def _log_prob(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> Tensor:
     """Log probability of each row's target, shape ``(*draws, batch)``."""
     distribution = likelihood(outputs)
-    if not isinstance(distribution, Distribution):
-        raise TypeError(
-            "likelihood must return a torch.distributions.Distribution, got "
-            f"{type(distribution).__name__}"
-        )
+    _checks.distribution("what likelihood returns", distribution)
     each = distribution.log_prob(y)
     # Targets (8, 1) or outputs (8, 1) where the other has (8,) would broadcast to 64 pairs.
     if each.shape != outputs.shape[: each.ndim] or each.shape[-1:] != y.shape[:1]:

@@ -761,7 +761,7 @@ def test_unsplit_rhat_wants_two_chains(kind_error: Any) -> None:
 @pytest.mark.parametrize("prob", [0.0, 1.0, -0.1, 1.5])
 def test_a_probability_lies_between_0_and_1(prob: float, kind_error: Any) -> None:
     for function in (diagnostics.quantile_ess, diagnostics.mcse_quantile):
-        with kind_error(ValueError, "prob must lie between 0 and 1", str(prob)):
+        with kind_error(ValueError, "prob must be between 0 and 1", str(prob)):
             function(normals(4, 10), prob)
         with kind_error(TypeError, "prob must be a real number"):
             function(normals(4, 10), "half")
