@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 from coursepkg import _checks
+from coursepkg._random import normal
 from coursepkg.density import LogDensity, unvalidated, value_and_grad
 from coursepkg.guides import FullRankNormal, Guide
 from coursepkg.networks import MLP, LogJoint
@@ -138,8 +139,7 @@ class Linearized(NamedTuple):
         """
         num_draws = _checks.count("num_draws", num_draws, minimum=1)
         _checks.generator_or_none(generator)
-        shape, like = (num_draws, self.root.shape[-1]), self.root
-        noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        noise = normal((num_draws, self.root.shape[-1]), self.root, generator)
         return self.mean + torch.einsum("pok,dk->dpo", self.root, noise)
 
 

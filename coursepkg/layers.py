@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from coursepkg import _checks, weight_noise
-from coursepkg._random import global_randomness
+from coursepkg._random import global_randomness, normal
 
 __all__ = [
     "BayesLayer",
@@ -119,7 +119,7 @@ class BayesLayer(nn.Module):
         try:
             return torch.distributions.kl_divergence(q, self.prior).sum()
         except NotImplementedError:
-            noise = torch.randn(KL_DRAWS, *q.batch_shape, dtype=q.loc.dtype, device=q.loc.device)
+            noise = normal((KL_DRAWS, *q.batch_shape), q.loc)
             log_prior = self.prior.log_prob(q.loc + q.scale * noise)
             return -q.entropy().sum() - log_prior.mean(dim=0).sum()
 
