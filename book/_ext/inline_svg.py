@@ -85,7 +85,7 @@ def check_weight(figure: str, location: nodes.Element) -> None:
 
 
 def part_of_a_page(svg: str, prefix: str) -> str:
-    """Drop what only a file needs, unused ids and indentation; other ids become the figure's own."""
+    """Drop a file's own parts, unused ids and indentation; make the other ids the figure's."""
     svg = FILE_ONLY.sub("", svg)
     used = {name for _, name in REFERENCE.findall(svg)}
     svg = ID.sub(lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
