@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.quasirandom import SobolEngine
 
-__all__ = ["draw", "global_randomness", "spread_normal"]
+__all__ = ["draw", "global_randomness", "normal", "spread_normal"]
 
 
 @contextmanager
@@ -68,6 +68,13 @@ def draw(
             f"{generator.device}"
         )
     return draws
+
+
+def normal(
+    shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None
+) -> Float[Tensor, "..."]:
+    """Standard normal noise of the dtype, and on the device, of another tensor."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def spread_normal(

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from coursepkg import _checks
+from coursepkg._random import normal
 
 __all__ = [
     "EvidenceFit",
@@ -121,13 +122,8 @@ class GaussianWeights:
             ValueError: ``num_draws`` is below 1.
         """
         num_draws = _checks.count("num_draws", num_draws, minimum=1)
-        noise = torch.randn(
-            num_draws,
-            len(self.mean),
-            generator=_checks.generator_or_none(generator),
-            dtype=self.mean.dtype,
-            device=self.mean.device,
-        )
+        _checks.generator_or_none(generator)
+        noise = normal((num_draws, len(self.mean)), self.mean, generator)
         return self.mean + noise @ self.scale_tril.T
 
     def log_prob(self, weights: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
@@ -149,8 +145,8 @@ class GaussianWeights:
                 f"weights must have a last dimension of {len(self.mean)}, "
                 f"got shape {tuple(weights.shape)}"
             )
-        normal = torch.distributions.MultivariateNormal(self.mean, scale_tril=self.scale_tril)
-        return normal.log_prob(weights)
+        q = torch.distributions.MultivariateNormal(self.mean, scale_tril=self.scale_tril)
+        return q.log_prob(weights)
 
     def __repr__(self) -> str:
         return f"GaussianWeights(mean={self.mean.tolist()}, scale={self.scale.tolist()})"

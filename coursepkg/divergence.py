@@ -354,11 +354,7 @@ def _kl_scales(ratio: Tensor) -> Tensor:
 def _check_pair(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
     """Check two distributions, and give them one batch shape."""
     for name, distribution in (("q", q), ("p", p)):
-        if not isinstance(distribution, Distribution):
-            raise TypeError(
-                f"{name} must be a torch.distributions.Distribution, got "
-                f"{type(distribution).__name__}"
-            )
+        _checks.distribution(name, distribution)
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"q and p must have the same event shape, got {tuple(q.event_shape)} and "

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from coursepkg import _checks
+from coursepkg._random import normal
 from coursepkg.layers import BayesLayer
 
 __all__ = ["Ensemble", "anchored_penalty"]
@@ -136,10 +137,7 @@ def anchored_penalty(
     prior_scale = _checks.positive("prior_scale", prior_scale)
     _checks.generator_or_none(generator)
     weights = nn.utils.parameters_to_vector(ensemble.parameters()).detach()
-    noise = torch.randn(
-        weights.shape, generator=generator, dtype=weights.dtype, device=weights.device
-    )
-    anchors = prior_scale * noise
+    anchors = prior_scale * normal(weights.shape, weights, generator)
     constant = len(anchors) * (math.log(prior_scale) + math.log(2 * math.pi) / 2)
 
     def penalty(model: nn.Module) -> Tensor:

@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Size, Tensor
 
 from coursepkg import _checks
+from coursepkg._random import normal
 from coursepkg.density import _LowerCholesky
 
 __all__ = ["FullRankNormal", "Guide", "LowRankNormal", "MeanFieldNormal"]
@@ -97,8 +98,7 @@ class Guide(ABC):
         num_draws = _checks.count("num_draws", num_draws, minimum=1)
         _checks.generator_or_none(generator)
         shape = (num_draws, *self.mean.shape[:-1], self.num_noise)
-        dtype, device = self.mean.dtype, self.mean.device
-        return self.transform(torch.randn(shape, generator=generator, dtype=dtype, device=device))
+        return self.transform(normal(shape, self.mean, generator))
 
     def kl(
         self,

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 from coursepkg import _checks
+from coursepkg._random import normal
 from coursepkg.density import LogDensity, unvalidated, value_and_grad
 from coursepkg.guides import FullRankNormal, Guide
 from coursepkg.networks import MLP, LogJoint
@@ -138,8 +139,7 @@ class Linearized(NamedTuple):
         """
         num_draws = _checks.count("num_draws", num_draws, minimum=1)
         _checks.generator_or_none(generator)
-        shape, like = (num_draws, self.root.shape[-1]), self.root
-        noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        noise = normal((num_draws, self.root.shape[-1]), self.root, generator)
         return self.mean + torch.einsum("pok,dk->dpo", self.root, noise)
 
 
@@ -280,12 +280,7 @@ def last_layer(
     parts = [part.detach().reshape(layer.out_features, -1) for part in layer.parameters()]
     table = torch.cat(parts, dim=1).double()
     targets = y.double() if y.is_floating_point() else y
-    each = likelihood(features @ table.mT).log_prob(targets)  # torch checks the targets, once
-    if each.shape != (len(x),):
-        raise ValueError(
-            f"likelihood must give one log probability for each of {len(x)} rows, got shape "
-            f"{tuple(each.shape)}; outputs[..., 0] takes an output's column"
-        )
+    _checks.log_prob(likelihood, features @ table.mT, targets)  # torch checks the targets, once
     head = _Head(features, targets, likelihood, prior_scale)
     with unvalidated():
         mode = _climb(head, table.flatten())

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from coursepkg import _checks, weight_noise
-from coursepkg._random import global_randomness
+from coursepkg._random import global_randomness, normal
 
 __all__ = [
     "BayesLayer",
@@ -119,7 +119,7 @@ class BayesLayer(nn.Module):
         try:
             return torch.distributions.kl_divergence(q, self.prior).sum()
         except NotImplementedError:
-            noise = torch.randn(KL_DRAWS, *q.batch_shape, dtype=q.loc.dtype, device=q.loc.device)
+            noise = normal((KL_DRAWS, *q.batch_shape), q.loc)
             log_prior = self.prior.log_prob(q.loc + q.scale * noise)
             return -q.entropy().sum() - log_prior.mean(dim=0).sum()
 
@@ -240,18 +240,23 @@ def predict(
         >>> draws.shape, bool((draws[:, 0] == draws[:, 1]).all())  # the same input, the same output
         (torch.Size([5, 2, 1]), True)
     """
-    num_draws = _checks.count("num_draws", num_draws, minimum=1)
-    _checks.generator_or_none(generator)
-    with global_randomness(generator), one_function(model):
-        return many_passes(model, x, num_draws)
+    with one_function(model):
+        return many_passes(model, x, num_draws, generator=generator)
 
 
 def many_passes(
-    model: nn.Module, x: Float[Tensor, "batch ..."], num_draws: int
+    model: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "batch ..."],
+    num_draws: int,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "draws batch ..."]:
     """Outputs of so many passes through a model, with noise of their own, all at once."""
+    num_draws = _checks.count("num_draws", num_draws, minimum=1)
+    _checks.generator_or_none(generator)
     passes: Callable[[Tensor], Tensor] = torch.vmap(lambda _: model(x), randomness="different")
-    return passes(torch.empty(num_draws))
+    with global_randomness(generator):
+        return passes(torch.empty(num_draws))
 
 
 def scale_mixture(
@@ -278,9 +283,7 @@ def scale_mixture(
     """
     wide = _checks.positive("wide_scale", wide_scale)
     narrow = _checks.positive("narrow_scale", narrow_scale)
-    share = _checks.positive("wide_share", wide_share)
-    if share >= 1:
-        raise ValueError(f"wide_share must be between 0 and 1, got {share}")
+    share = _checks.inside("wide_share", wide_share)
     parts = Normal(torch.zeros(2), torch.tensor([wide, narrow]))
     return MixtureSameFamily(Categorical(torch.tensor([share, 1 - share])), parts)
 
@@ -296,10 +299,7 @@ def _layers(model: nn.Module) -> list[BayesLayer]:
 
 
 def _check_prior(prior: Distribution, shape: tuple[int, int]) -> None:
-    if not isinstance(prior, Distribution):
-        raise TypeError(
-            f"prior must be a torch.distributions.Distribution, got {type(prior).__name__}"
-        )
+    _checks.distribution("prior", prior)
     if prior.event_shape:
         raise ValueError(
             f"prior must be of one weight, got an event shape {tuple(prior.event_shape)}"

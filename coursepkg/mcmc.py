@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coursepkg import _checks
+from coursepkg._random import normal
 from coursepkg.density import LogDensity, value
 
 __all__ = [
@@ -196,8 +197,7 @@ def accept(
 def normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of a matrix's shape, dtype and device, stored column by column."""
     # Transposed afterwards, since torch fills seven times faster in the order of memory.
-    shape, dtype, device = tensor.mT.shape, tensor.dtype, tensor.device
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device).mT
+    return normal(tensor.mT.shape, tensor, generator).mT
 
 
 @dataclass(frozen=True)

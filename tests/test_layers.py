@@ -294,7 +294,7 @@ test_bad_input_is_named = bad_input(
         (lambda: BayesLinear(1, 2.0), TypeError, ("out_features", "float")),
         (lambda: BayesLinear(1, 1, estimator="other"), ValueError, ("estimator", "flipout")),
         (lambda: BayesLinear(1, 1, initial_scale=0.0), ValueError, ("initial_scale", "positive")),
-        (lambda: BayesLinear(1, 1, prior=0.1), TypeError, ("prior", "Distribution", "float")),
+        (lambda: BayesLinear(1, 1, prior=0.1), TypeError, ("prior", "distribution", "float")),
         (
             lambda: BayesLinear(1, 1, prior=MultivariateNormal(torch.zeros(2), torch.eye(2))),
             ValueError,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Gamma, Normal
 
-from coursepkg._random import draw, global_randomness, spread_normal
+from coursepkg._random import draw, global_randomness, normal, spread_normal
 
 GAMMA = Gamma(torch.tensor([0.5, 3.0]), torch.tensor(2.0))
 
@@ -58,6 +58,13 @@ def test_draws_carry_a_gradient_where_asked() -> None:
     assert draw(Normal(loc, 1.0), (3,), grad=True).requires_grad
     assert not draw(Normal(loc, 1.0), (3,)).requires_grad
     assert draw(Normal(loc, 1.0), (3,)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_noise_is_the_generators_own_in_the_others_dtype(dtype: torch.dtype) -> None:
+    noise = normal((2, 3), torch.zeros(1, dtype=dtype), seeded(1))
+    assert noise.dtype == dtype
+    assert torch.equal(noise, torch.randn(2, 3, dtype=dtype, generator=seeded(1)))
 
 
 def test_a_generator_of_another_device_is_named(kind_error: Callable[..., Any]) -> None:

@@ -429,7 +429,7 @@ test_bad_input_is_named = bad_input(
             ValueError,
             ("likelihood", "(92, 92)", "outputs[..., 0]"),
         ),
-        (lambda: of(likelihood=lambda out: out), TypeError, ("likelihood", "Distribution")),
+        (lambda: of(likelihood=lambda out: out), TypeError, ("likelihood returns", "distribution")),
         (lambda: kl_weights("other", 3), ValueError, ("schedule", "decreasing", "other")),
         (lambda: kl_weights("uniform", 0), ValueError, ("num_batches", "at least 1")),
         (lambda: normal_penalty(0.0), ValueError, ("prior_scale", "positive")),
