@@ -134,6 +134,13 @@ def test_no_harmonic_comes_back_from_beyond_half_the_sample_rate():
     assert spectrum.max() < 1e-3 * torch.fft.rfft(wave).abs().max()
 
 
+def test_a_resonance_sounds_after_its_pulse_and_not_before():
+    (wave,) = speech.synthesize(torch.tensor([[800.0, 1500.0]]), steady(20, samples=RATE).float())
+    # A pulse every 400 samples, from sample 399 on; rolled, each row of 400 has its own at 200.
+    around = wave[2000:6000].roll(201).reshape(10, 400).square().mean(dim=0)
+    assert around[200:300].sum() > 100 * around[90:190].sum()
+
+
 def test_noise_has_the_power_that_was_asked_for(generator):
     """Between the harmonics is noise; its power there, and theirs, follow from the filter."""
     formants, bandwidths = [500.0, 1500.0], [70.0, 110.0]
