@@ -12,6 +12,7 @@ import pytest
 import torch
 from bad_input import bad_input
 from parselmouth.praat import call
+from scipy import stats
 
 from coursepkg import divergence, speech
 
@@ -279,6 +280,19 @@ def test_praat_finds_the_pitch_and_its_rise(said):
         slope, level = np.polyfit(at[kept] - 0.2, 12 * np.log2(hertz[kept]), 1)
         assert abs(level - 12 * math.log2(pitch)) < 0.1  # of a semitone
         assert abs(slope * 0.4 - rise) < 0.2
+
+
+def test_the_logarithm_of_the_pitch_is_uniform_and_the_speakers_sizes_are_lognormal():
+    said = speech.vowels(300, num_samples=2, generator=torch.Generator().manual_seed(5))
+    share = (said.pitch / 90).log() / math.log(280 / 90)
+    assert stats.kstest(share.numpy(), "uniform").pvalue > 1e-3
+    assert stats.kstest(said.pitch.numpy(), stats.uniform(90, 190).cdf).pvalue < 1e-6
+    assert stats.kstest(said.rise.numpy() / 2, "norm").pvalue > 1e-3
+    sizes = said.size[::10]
+    nearest = (sizes[:, None] / speech.tract_sizes()).log().abs().min(dim=1)
+    signed = (sizes / speech.tract_sizes()[nearest.indices]).log() / 0.04
+    assert stats.kstest(signed.numpy(), "norm").pvalue > 1e-3
+    assert nearest.indices.bincount().min() > 60
 
 
 def test_a_speakers_size_moves_all_formants():
