@@ -14,10 +14,10 @@ Source:
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from coursepkg import _checks
@@ -257,7 +257,9 @@ def _pulses(
 # --- A spectrogram, and back ----------------------------------------------------------------------
 
 
-def stft(wave: Float[Tensor, "*batch samples"], *, fft_size: int = FFT_SIZE, hop: int = HOP) -> Any:
+def stft(
+    wave: Float[Tensor, "*batch samples"], *, fft_size: int = FFT_SIZE, hop: int = HOP
+) -> Complex[Tensor, "*batch bins frames"]:
     """Short-time Fourier transform: the spectrum in a window that slides along the wave.
 
     Args:
@@ -543,7 +545,7 @@ class Vowels(NamedTuple):
         wave: Sound, shape ``(utterances, samples)``, float32.
         vowel: Which of :data:`VOWELS` it is, shape ``(utterances,)``.
         speaker: Who speaks, shape ``(utterances,)``.
-        pitch: Mean of the logarithm of the pitch in Hz, as a pitch, shape ``(utterances,)``.
+        pitch: Geometric mean of the pitch over the utterance in Hz, shape ``(utterances,)``.
         rise: How far the pitch rises from begin to end, in semitones, shape ``(utterances,)``.
         size: Length of the speaker's vocal tract against the mean man's, shape ``(utterances,)``.
     """
