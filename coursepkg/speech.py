@@ -17,7 +17,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from coursepkg import _checks
@@ -40,10 +40,11 @@ __all__ = [
     "vowels",
 ]
 
-#: Samples a second, where nothing else is said: that of a telephone, enough for vowels.
+#: Samples a second unless told otherwise; those of a telephone, enough for vowels.
 SAMPLE_RATE = 8000
-#: The speakers and the vowels of the table, each vowel by a word that has it.
+#: Who was measured.
 GROUPS = ("men", "women", "children")
+#: The vowels that were measured, each by the word that it was said in.
 VOWELS = ("heed", "hid", "head", "had", "hud", "hod", "hawed", "hood", "who'd", "heard")
 
 # Pitch and three formants in Hz: means over the recordings of 33 men, 28 women and 15 children.
@@ -259,7 +260,7 @@ def _pulses(
 
 def stft(
     wave: Float[Tensor, "*batch samples"], *, fft_size: int = FFT_SIZE, hop: int = HOP
-) -> Complex[Tensor, "*batch bins frames"]:
+) -> Tensor:
     """Short-time Fourier transform: the spectrum in a window that slides along the wave.
 
     Args:
