@@ -232,8 +232,9 @@ def synthesize(
     length = num_samples + sample_rate // 10
     f = 1j * torch.fft.rfftfreq(length, 1 / sample_rate, dtype=dtype)
     spectrum = torch.fft.rfft(source, length) * (f / (SOURCE_CORNER + f).square())
-    for center, half in zip(formants.T[..., None], bandwidths.T[..., None] / 2, strict=True):
-        spectrum /= 1 + ((half + f) / center).square()
+    resonances = zip(formants.T[..., None], bandwidths.T[..., None], strict=True)
+    for center, width in resonances:
+        spectrum /= 1 + ((width / 2 + f) / center).square()
     wave = torch.fft.irfft(spectrum, length)[:, :num_samples]
 
     at = torch.arange(num_samples, dtype=dtype) + 0.5
