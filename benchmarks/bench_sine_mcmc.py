@@ -20,11 +20,9 @@ BENCH_SLOW=1 also measures what takes minutes, once, by the effective draws that
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from statistics import median
 from typing import NamedTuple
@@ -32,9 +30,8 @@ from typing import NamedTuple
 import numpy as np
 import sine_contenders
 import torch
-from harness import Row, digits, one_core, versions
+from harness import Row, digits, race, versions
 from sine_contenders import REFERENCE, Array, Sampler
-from tqdm import tqdm
 
 from coursepkg import diagnostics
 
@@ -137,30 +134,6 @@ def relative_error(means: Array) -> float:
     return float(np.sqrt((len(means) - 1) * logs.var()))
 
 
-def race() -> dict[str, list[Run] | str]:
-    """The runs of each contender, in turns; or why there are none."""
-    spawn = multiprocessing.get_context("spawn")
-    names = [n for n in CONTENDERS if n not in SLOW or os.environ.get("BENCH_SLOW")]
-    found: dict[str, list[Run] | str] = dict.fromkeys(
-        SLOW.difference(names), "takes minutes: BENCH_SLOW=1 measures it"
-    )
-    with one_core():
-        workers = {name: ProcessPoolExecutor(1, spawn) for name in names}
-        rounds = max(runs for _, runs, _ in CONTENDERS.values())
-        for seed in tqdm(range(rounds), "rounds", disable=None):
-            for name, worker in workers.items():
-                runs = found.setdefault(name, [])
-                if isinstance(runs, str) or seed >= CONTENDERS[name][1]:
-                    continue
-                try:
-                    runs.append(worker.submit(run, name, seed).result())
-                except ImportError as missing:
-                    found[name] = f"not installed: {missing.name}"
-        for worker in workers.values():
-            worker.shutdown()
-    return found
-
-
 def rates(runs: list[Run]) -> tuple[float, float]:
     """Delivered effective draws a second, with compilation and without."""
     draws, seconds = delivered(np.array([r.means for r in runs])), median(r.seconds for r in runs)
@@ -188,7 +161,9 @@ def describe(runs: list[Run]) -> str:
 
 def measure() -> Iterator[Row]:
     """A row with compilation and one without for each contender."""
-    found = race()
+    slow = set() if os.environ.get("BENCH_SLOW") else SLOW
+    found = race(run, {name: runs for name, (_, runs, _) in CONTENDERS.items() if name not in slow})
+    found |= dict.fromkeys(slow, "takes minutes: BENCH_SLOW=1 measures it")
     ours = found.get("coursepkg")
     for name in CONTENDERS:
         runs = found[name]

@@ -14,15 +14,13 @@ seconds are CPU time, in one process for each contender, with one thread on one 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from harness import Row, digits, one_core, versions
+from harness import Row, digits, race, versions
 from sine_contenders import (
     HIDDEN,
     NOISE,
@@ -37,7 +35,6 @@ from sine_contenders import (
     numpyro_model,
     pyro_model,
 )
-from tqdm import tqdm
 
 Family = Literal["mean-field", "full-rank"]
 BEST: dict[Family, float] = {
@@ -253,36 +250,13 @@ def prepared(name: str, family: Family) -> tuple[Sampler, float]:
     return CONTENDERS[name][0](family)
 
 
-def run(name: str, family: Family, seed: int) -> Run:
+def run(name: str, seed: int, family: Family) -> Run:
     """Let a contender do one whole run, and judge it."""
     search, compilation = prepared(name, family)
     start = time.process_time()
     guide = search(seed)
     seconds = time.process_time() - start
     return Run(seconds, compilation, *elbo(guide))
-
-
-def race(family: Family) -> dict[str, list[Run] | str]:
-    """The runs of each contender, in turns; or why there are none."""
-    spawn = multiprocessing.get_context("spawn")
-    found: dict[str, list[Run] | str] = {}
-    with one_core():
-        workers = {name: ProcessPoolExecutor(1, spawn) for name in CONTENDERS}
-        rounds = max(runs for _, runs, _ in CONTENDERS.values())
-        for seed in tqdm(range(rounds), family, disable=None):
-            for name, worker in workers.items():
-                runs = found.setdefault(name, [])
-                if isinstance(runs, str) or seed >= CONTENDERS[name][1]:
-                    continue
-                try:
-                    runs.append(worker.submit(run, name, family, seed).result())
-                except ImportError as missing:
-                    found[name] = f"not installed: {missing.name}"
-                except NotImplementedError as reason:
-                    found[name] = str(reason)
-        for worker in workers.values():
-            worker.shutdown()
-    return found
 
 
 def time_to_success(runs: list[Run], target: float) -> float | None:
@@ -308,7 +282,8 @@ def describe(runs: list[Run], target: float) -> str:
 def measure() -> Iterator[Row]:
     """A row for each contender and family."""
     for family, best in BEST.items():
-        found, target = race(family), best - 1
+        rounds = {name: runs for name, (_, runs, _) in CONTENDERS.items()}
+        found, target = race(partial(run, family=family), rounds), best - 1
         metric = f"s to within 1 nat, {family}"
         ours = found["coursepkg"]
         assert not isinstance(ours, str)

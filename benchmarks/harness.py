@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,31 +111,32 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
 
 
 def race(
-    work: Callable[[str, int], Result], names: Iterable[str], rounds: int
+    work: Callable[[str, int], Result], rounds: Mapping[str, int]
 ) -> dict[str, list[Result] | str]:
     """Let contenders work in turns, each in a process of its own, on one core.
 
     Args:
         work: Takes a contender's name and the round, and returns what is to be judged.
-        names: The contenders.
-        rounds: How often each has its turn.
+        rounds: How often each contender has its turn, by name.
 
     Returns:
-        The results by name; or why there are none, where a package is missing.
+        The results by name; or why there are none, where a package is missing or cannot do it.
     """
     spawn = multiprocessing.get_context("spawn")
     found: dict[str, list[Result] | str] = {}
     with one_core():
-        workers = {name: ProcessPoolExecutor(1, spawn) for name in names}
-        for turn in tqdm(range(rounds), disable=None):
+        workers = {name: ProcessPoolExecutor(1, spawn) for name in rounds}
+        for turn in tqdm(range(max(rounds.values())), "rounds", disable=None):
             for name, worker in workers.items():
                 results = found.setdefault(name, [])
-                if isinstance(results, str):
+                if isinstance(results, str) or turn >= rounds[name]:
                     continue
                 try:
                     results.append(worker.submit(work, name, turn).result())
                 except ImportError as missing:
                     found[name] = f"not installed: {missing.name}"
+                except NotImplementedError as reason:
+                    found[name] = str(reason)
         for worker in workers.values():
             worker.shutdown()
     return found

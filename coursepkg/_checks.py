@@ -30,6 +30,7 @@ __all__ = [
     "generator_or_none",
     "inside",
     "interval",
+    "log_prob",
     "numbers",
     "positive",
     "probabilities",
@@ -306,6 +307,31 @@ def targets(prediction: Distribution | Tensor, y: Tensor) -> Float[Tensor, "*poi
             f"y must have shape {tuple(shape)}, a target for each prediction, got {tuple(y.shape)}"
         )
     return y
+
+
+def log_prob(
+    likelihood: Callable[[Tensor], Distribution], outputs: Tensor, y: Tensor
+) -> Float[Tensor, "*draws batch"]:
+    """Check a network's outputs and their likelihood beside the targets.
+
+    Returns:
+        The log probability of each row's target.
+
+    Raises:
+        TypeError: The likelihood returns no distribution.
+        ValueError: Shapes do not fit.
+    """
+    prediction = likelihood(outputs)
+    distribution("what likelihood returns", prediction)
+    each = prediction.log_prob(y)
+    # Targets (8, 1) or outputs (8, 1) where the other has (8,) would broadcast to 64 pairs.
+    if each.shape != outputs.shape[: each.ndim] or each.shape[-1:] != y.shape[:1]:
+        raise ValueError(
+            f"likelihood must give a log probability for each of {len(y)} rows, got a shape "
+            f"{tuple(each.shape)} of outputs {tuple(outputs.shape)} and targets {tuple(y.shape)}; "
+            "outputs[..., 0] takes an output's column"
+        )
+    return each
 
 
 def interval(lower: Tensor, upper: Tensor, y: Tensor) -> None:

@@ -24,7 +24,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from coursepkg import _checks
-from coursepkg._random import global_randomness
+from coursepkg.layers import many_passes
 
 __all__ = ["ConcreteDropout", "kl", "mc_dropout", "precision", "predict", "weight_decay"]
 
@@ -173,12 +173,7 @@ def predict(
 
     Args:
         model: A network with dropout modules, whose first dimension is the batch.
-        x: Inputs, a batch of them.
-        num_draws: How many functions.
-        generator: Source of randomness; torch's global one where it is ``None``.
-
-    Returns:
-        The model's outputs, shape ``(draws, batch, …)``.
+        x: Inputs, as for :func:`coursepkg.layers.predict`, and so are the others and the result.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -190,19 +185,14 @@ def predict(
         >>> draws.shape, torch.allclose(draws[:, 0], draws[:, 1])  # the same input, the same output
         (torch.Size([5, 2, 1]), True)
     """
-    num_draws = _checks.count("num_draws", num_draws, minimum=1)
-    _checks.generator_or_none(generator)
 
     def row(x: Tensor) -> Tensor:
         outputs: Tensor = model(x[None])
         return outputs[0]
 
-    def function(_: Tensor) -> Tensor:
-        return torch.vmap(row, randomness="same")(x)
-
-    with global_randomness(generator), mc_dropout(model):
-        draw: Callable[[Tensor], Tensor] = torch.vmap(function, randomness="different")
-        return draw(torch.empty(num_draws))
+    function = torch.vmap(row, randomness="same")
+    with mc_dropout(model):
+        return many_passes(function, x, num_draws, generator=generator)
 
 
 def weight_decay(length_scale: float, rate: float, dataset_size: int, precision: float) -> float:

@@ -280,12 +280,7 @@ def last_layer(
     parts = [part.detach().reshape(layer.out_features, -1) for part in layer.parameters()]
     table = torch.cat(parts, dim=1).double()
     targets = y.double() if y.is_floating_point() else y
-    each = likelihood(features @ table.mT).log_prob(targets)  # torch checks the targets, once
-    if each.shape != (len(x),):
-        raise ValueError(
-            f"likelihood must give one log probability for each of {len(x)} rows, got shape "
-            f"{tuple(each.shape)}; outputs[..., 0] takes an output's column"
-        )
+    _checks.log_prob(likelihood, features @ table.mT, targets)  # torch checks the targets, once
     head = _Head(features, targets, likelihood, prior_scale)
     with unvalidated():
         mode = _climb(head, table.flatten())

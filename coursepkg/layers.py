@@ -240,18 +240,23 @@ def predict(
         >>> draws.shape, bool((draws[:, 0] == draws[:, 1]).all())  # the same input, the same output
         (torch.Size([5, 2, 1]), True)
     """
-    num_draws = _checks.count("num_draws", num_draws, minimum=1)
-    _checks.generator_or_none(generator)
-    with global_randomness(generator), one_function(model):
-        return many_passes(model, x, num_draws)
+    with one_function(model):
+        return many_passes(model, x, num_draws, generator=generator)
 
 
 def many_passes(
-    model: nn.Module, x: Float[Tensor, "batch ..."], num_draws: int
+    model: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "batch ..."],
+    num_draws: int,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "draws batch ..."]:
     """Outputs of so many passes through a model, with noise of their own, all at once."""
+    num_draws = _checks.count("num_draws", num_draws, minimum=1)
+    _checks.generator_or_none(generator)
     passes: Callable[[Tensor], Tensor] = torch.vmap(lambda _: model(x), randomness="different")
-    return passes(torch.empty(num_draws))
+    with global_randomness(generator):
+        return passes(torch.empty(num_draws))
 
 
 def scale_mixture(

@@ -119,7 +119,7 @@ def elbo(
             f"weighed twice or not at all, got {given}"
         )
     outputs = model(x) if num_draws == 1 else many_passes(model, x, num_draws)
-    each = _log_prob(likelihood, outputs, y)
+    each = _checks.log_prob(likelihood, outputs, y)
     log_likelihood = each.sum() * (each.shape[-1] / each.numel())
     kl = (penalty or _usual_penalty(model))(model)
     if kl_weight is not None:
@@ -333,7 +333,7 @@ def fit(
         # Distributions check every target here, once: not in every step.
         with torch.no_grad():
             for xs, ys in zip(x.split(size), y.split(size), strict=True):
-                _log_prob(likelihood, model.eval()(xs), ys)
+                _checks.log_prob(likelihood, model.eval()(xs), ys)
         for epoch in bar:
             model.train()
             order = torch.randperm(len(x), device=x.device)[:used]
@@ -386,7 +386,7 @@ def _epoch(
 def _judge(model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood) -> float:
     """Log predictive density of a row, mean over rows."""
     outputs = predict(model, x, JUDGES) if _is_bayesian(model) else model.eval()(x)
-    each = _log_prob(likelihood, outputs, y).reshape(-1, len(y))
+    each = _checks.log_prob(likelihood, outputs, y).reshape(-1, len(y))
     return float((each.logsumexp(dim=0) - math.log(len(each))).mean())
 
 
@@ -397,21 +397,6 @@ def _usual_penalty(model: nn.Module) -> Penalty:
 
 def _is_bayesian(model: nn.Module) -> bool:
     return any(isinstance(module, BayesLayer) for module in model.modules())
-
-
-def _log_prob(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> Tensor:
-    """Log probability of each row's target, shape ``(*draws, batch)``."""
-    distribution = likelihood(outputs)
-    _checks.distribution("what likelihood returns", distribution)
-    each = distribution.log_prob(y)
-    # Targets (8, 1) or outputs (8, 1) where the other has (8,) would broadcast to 64 pairs.
-    if each.shape != outputs.shape[: each.ndim] or each.shape[-1:] != y.shape[:1]:
-        raise ValueError(
-            f"likelihood must give a log probability for each of {len(y)} rows, got a shape "
-            f"{tuple(each.shape)} of outputs {tuple(outputs.shape)} and targets {tuple(y.shape)}; "
-            "outputs[..., 0] takes an output's column"
-        )
-    return each
 
 
 def _check_rows(model: nn.Module, x: Tensor, y: Tensor, x_name: str, y_name: str) -> None:

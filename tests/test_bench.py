@@ -199,7 +199,7 @@ def test_all_draw_the_same_functions(name: str) -> None:
 
 
 def test_what_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = harness.race(import_module, ["no_such_library"], 1)  # type: ignore[arg-type]
+    found = harness.race(import_module, {"no_such_library": 1})  # type: ignore[arg-type]
     assert found == {"no_such_library": "not installed: no_such_library"}
     missing = {"blitz": "not installed: blitz"}
     run = bench_bbb_step.Run(2.4, 0.5, -360.0, 0.5, 2.9)

@@ -15,7 +15,7 @@ PROBE = """
 import sys
 import coursepkg
 from coursepkg import basis, bayes_linear, data, linear
-from coursepkg import annealing, diagnostics, hmc, langevin, mcmc, networks
+from coursepkg import annealing, diagnostics, hmc, langevin, mcmc, networks, summaries
 print(coursepkg.__file__)
 heavy = {"matplotlib", "seaborn", "pyro", "sklearn", "statsmodels", "mlxtend", "pandas",
          "arviz", "scipy"}

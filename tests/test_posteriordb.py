@@ -20,7 +20,7 @@ from torch.distributions import Gamma, HalfCauchy, HalfNormal, MultivariateNorma
 from torch.distributions import constraints as c
 from torch.nn.functional import pad
 
-from coursepkg import diagnostics
+from coursepkg import diagnostics, summaries
 from coursepkg.density import Space
 from coursepkg.hmc import HMC, hmc
 from coursepkg.mcmc import Chains, sample
@@ -241,7 +241,7 @@ def test_the_centred_eight_schools_are_in_trouble_and_the_diagnosis_says_so() ->
     # A length is given, since the funnel would ask for paths of hundreds of steps.
     kernel = hmc(model.space.log_density(model.log_joint), trajectory_length=1.5)
     chains, draws = run(model, kernel)
-    summary = diagnostics.summary(chains._replace(draws=draws), names=list(truth["reference"]))
+    summary = summaries.summary(chains._replace(draws=draws), names=list(truth["reference"]))
     assert not summary.trusted
     doubts = " ".join(summary.warnings)
     assert "Divergent" in doubts or "E-BFMI" in doubts

@@ -17,6 +17,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 from bad_input import bad_input
+from close import close, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,14 +27,6 @@ from coursepkg import scores, uncertainty
 
 DTYPES = (torch.float32, torch.float64)
 exact = settings(deadline=None, derandomize=True, max_examples=50)
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def close(ours: Tensor, truth: Any, rtol: float = 1e-9, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(ours, tensor(truth), rtol=rtol, atol=atol)
 
 
 def mixture(shares: Any, means: Any, scales: Any) -> MixtureSameFamily:

@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 import torch.distributions as td
 from bad_input import bad_input
+from close import close, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,15 +21,6 @@ from coursepkg import uncertainty as un
 
 DTYPES = (torch.float32, torch.float64)
 exact = settings(deadline=None, derandomize=True, max_examples=50)
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def close(ours: Tensor, truth: Any, rtol: float = 1e-9, atol: float = 1e-12) -> None:
-    truth = torch.as_tensor(truth, dtype=torch.float64)
-    torch.testing.assert_close(ours, truth, rtol=rtol, atol=atol)
 
 
 def integral(function: Callable[[float], float]) -> float:

@@ -31,6 +31,7 @@ SVG = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
 FILE_ONLY = re.compile(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", re.DOTALL)
 REFERENCE = re.compile(r'(href="#|url\(#)([^")]+)')
 COORDINATES = re.compile(r'\s(?:d|x|y)="[^"]*"')
+INDENTATION = re.compile(r">\s+<")
 LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 ID = re.compile(r'\sid="([^"]*)"')
 DRAWINGS: dict[str, list[str]] = {}  # by page, while the pages are made
@@ -84,11 +85,11 @@ def check_weight(figure: str, location: nodes.Element) -> None:
 
 
 def part_of_a_page(svg: str, prefix: str) -> str:
-    """Drop what only a file needs and unused ids, and make the other ids the figure's own."""
+    """Drop a file's own parts, unused ids and indentation; make the other ids the figure's."""
     svg = FILE_ONLY.sub("", svg)
     used = {name for _, name in REFERENCE.findall(svg)}
     svg = ID.sub(lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
-    svg = COORDINATES.sub(rounded, svg)
+    svg = INDENTATION.sub("><", COORDINATES.sub(rounded, svg))
     return REFERENCE.sub(lambda m: f"{m[1]}{prefix}{m[2]}", svg)
 
 
