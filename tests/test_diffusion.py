@@ -177,6 +177,26 @@ def test_the_score_is_the_gradient_of_the_log_density(generator: torch.Generator
     assert torch.equal(diffusion.score(model, x, t)[2], diffusion.score(model, x, 30)[2])
 
 
+def test_a_denoiser_is_its_formula(generator: torch.Generator) -> None:
+    torch.manual_seed(4)
+    betas = diffusion.log_snr_schedule(10)
+    network = Denoiser(2, betas, (5,), num_waves=3).double()
+    x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    t = torch.tensor([1, 10, 4, 4])
+    alpha = (1 - betas).cumprod(0)[t - 1].sqrt()[:, None]
+    sigma = (1 - alpha**2).sqrt()
+    inputs = torch.cat([x, (x @ network.waves).sin(), (x @ network.waves).cos()], dim=1)
+    times = torch.cos(torch.arange(16) * math.pi * t[:, None] / 10).double()
+    hidden = network.layers[0](inputs) + network.times[0](times)
+    outputs = network.out(hidden * hidden.sigmoid())
+    found = network(x, t)
+    torch.testing.assert_close(found, sigma * x + alpha * outputs, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        network.out.weight.zero_()
+        network.out.bias.zero_()
+    torch.testing.assert_close(network(x, t), sigma * x)  # right for nothing but noise
+
+
 # --- The bound ------------------------------------------------------------------------------------
 
 
@@ -588,13 +608,13 @@ def test_digits_take_fewer_bits_than_under_a_gaussian(generator: torch.Generator
     levels = torch.linspace(-1, 1, 17).double()
     # The floor that is best on the test data itself: better than a Gaussian can know.
     gaussian = min(gaussian_bits(train, test, levels, floor) for floor in (0.01, 0.02, 0.04, 0.08))
-    betas = diffusion.log_snr_schedule(100, 7.0, -6.0)
-    model = diffusion.dense(64, betas, hidden=(256,), levels=levels.float())
+    betas = diffusion.log_snr_schedule(150, 8.0, -5.0)
+    model = diffusion.dense(64, betas, hidden=(128,), levels=levels.float())
     diffusion.fit(
         model,
         train.float(),
-        num_epochs=50,
-        make_optimizer=lambda p: torch.optim.Adam(p, lr=3e-3, fused=True),
+        num_epochs=40,
+        make_optimizer=lambda p: torch.optim.Adam(p, lr=5e-3, fused=True),
         generator=generator,
         progress=False,
     )
@@ -654,7 +674,8 @@ test_bad_input_is_named = bad_input(
         (lambda: DDPM(nn.Identity(), BETAS + 1), ValueError, ("betas", "between 0 and 1")),
         (lambda: DDPM(nn.Identity(), BETAS[:1]), ValueError, ("betas", "at least 2", "got 1")),
         (lambda: DDPM(nn.Identity(), BETAS, -GREYS), ValueError, ("levels", "rise")),
-        (lambda: Denoiser(2, BETAS, (0,)), ValueError, ("hidden", "at least 1")),
+        (lambda: Denoiser(2, BETAS, (0,)), ValueError, ("each of hidden", "at least 1")),
+        (lambda: Denoiser(2, BETAS, num_waves=-1), ValueError, ("num_waves", "at least 0")),
         (lambda: Denoiser(0, BETAS), ValueError, ("num_features", "at least 1")),
         (lambda: Denoiser(2, -BETAS), ValueError, ("betas", "between 0 and 1")),
         (lambda: Denoiser(2, BETAS, levels=GREYS[:1]), ValueError, ("levels", "at least 2")),
