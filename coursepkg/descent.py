@@ -72,6 +72,8 @@ def minimize(
     num_epochs = _checks.count("num_epochs", num_epochs, minimum=1)
     batch_size = _checks.count("batch_size", batch_size, minimum=1)
     _checks.generator_or_none(generator)
+    if not isinstance(data, tuple):
+        raise TypeError(f"data must be a tuple of tensors, got {type(data).__name__}")
     rows = [len(each) for each in data]
     if not rows or min(rows) == 0 or len(set(rows)) > 1:
         raise ValueError(f"data must be tensors with as many rows, at least one, got {rows} rows")
@@ -80,16 +82,19 @@ def minimize(
         got = type(optimizer).__name__
         raise TypeError(f"make_optimizer must return a torch.optim.Optimizer, got {got}")
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
+    device = generator.device if generator else None
     history = []
     bar = tqdm(range(num_epochs), "fit", delay=1, leave=False, disable=None if progress else True)
     with unvalidated():
         for epoch in bar:
-            order = torch.randperm(rows[0], generator=generator)
+            order = torch.randperm(rows[0], generator=generator, device=device)
             # One shuffle and its slices: a loader that collects row by row takes longer.
             slices = [each[order.to(each.device)].split(batch_size) for each in data]
             total = []
             for minibatch in zip(*slices, strict=True):
                 found = parts(epoch, *minibatch)
+                if not isinstance(found, Tensor) or found.ndim != 1:
+                    raise TypeError(f"parts must return a tensor of one dimension, got {found!r}")
                 optimizer.zero_grad()
                 found[0].backward()
                 optimizer.step()

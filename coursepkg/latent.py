@@ -24,8 +24,8 @@ __all__ = ["active_units", "importance_bound", "interpolate", "log_likelihood", 
 
 # A latent dimension whose posterior mean varies less than this over the data carries nothing.
 ACTIVE = 0.01
-# Draws of all rows that are decoded at once.
-AT_ONCE = 100
+# Latent vectors that are decoded at once: all rows' draws may not fit into memory.
+AT_ONCE = 10_000
 
 
 @torch.no_grad()
@@ -71,12 +71,9 @@ def importance_bound(
     num_importance = _checks.count("num_importance", num_importance, minimum=1)
     num_draws = _checks.count("num_draws", num_draws, minimum=2)
     check_rows(model, x, condition, generator, needs=VAE)
-    bounds = [
-        _log_ratios(model, x, condition, num_importance, generator).logsumexp(dim=0)
-        - math.log(num_importance)
-        for _ in range(num_draws)  # a loop: draws of all rows at once may not fit into memory
-    ]
-    return mean_with_error(torch.stack(bounds))
+    ratios = _log_ratios(model, x, condition, num_draws * num_importance, generator)
+    sums = ratios.unflatten(0, (num_draws, num_importance)).logsumexp(dim=1)
+    return mean_with_error(sums - math.log(num_importance))
 
 
 @torch.no_grad()
@@ -124,11 +121,7 @@ def log_likelihood(
     """
     num_draws = _checks.count("num_draws", num_draws, minimum=2)
     check_rows(model, x, condition, generator, needs=VAE)
-    parts = [
-        _log_ratios(model, x, condition, len(part), generator)
-        for part in torch.arange(num_draws).split(AT_ONCE)
-    ]
-    ratios = torch.cat(parts)
+    ratios = _log_ratios(model, x, condition, num_draws, generator)
     value = ratios.logsumexp(dim=0) - math.log(num_draws)
     weights = (ratios - value).exp()  # their mean is 1
     return Estimate(value, weights.std(dim=0) / math.sqrt(num_draws))
@@ -143,6 +136,10 @@ def active_units(
     One does where its posterior mean differs from row to row:
     :math:`\operatorname{Var}_x(\mathbb E_{q(z \mid x)}[z_j]) > 0.01`.
 
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: There is one row only, or rows and condition do not fit.
+
     Source:
         Burda, Grosse and Salakhutdinov (2016), as above, section 5.
 
@@ -152,6 +149,8 @@ def active_units(
         tensor([False, False, False])
     """
     check_rows(model, x, condition, needs=VAE)
+    if len(x) < 2:
+        raise ValueError(f"x must have at least 2 rows, to see what differs, got {len(x)}")
     return model.encode(x, condition).mean.var(dim=0) > ACTIVE
 
 
@@ -219,8 +218,11 @@ def _log_ratios(
 ) -> Float[Tensor, "draws batch"]:
     """log p(x, z) - log q(z|x) of draws from the guide."""
     q = model.encode(x, condition)
-    noise = normal((num_draws, *q.mean.shape), q.mean, generator)
-    z = q.mean + q.scale * noise
-    # The constants of the two normals are the same.
-    prior_minus_guide = (noise.square() - z.square()) / 2 + q.scale.log()
-    return model.decode(z, condition).log_prob(x) + prior_minus_guide.sum(dim=-1)
+    ratios = []
+    for part in torch.arange(num_draws).split(max(1, AT_ONCE // len(x))):
+        noise = normal((len(part), *q.mean.shape), q.mean, generator)
+        z = q.mean + q.scale * noise
+        # The constants of the two normals are the same.
+        prior_minus_guide = (noise.square() - z.square()) / 2 + q.scale.log()
+        ratios.append(model.decode(z, condition).log_prob(x) + prior_minus_guide.sum(dim=-1))
+    return torch.cat(ratios)

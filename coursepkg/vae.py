@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from coursepkg import _checks
+from coursepkg import _checks, training
 from coursepkg._random import normal
 from coursepkg.descent import adam, minimize
 from coursepkg.training import Likelihood
@@ -200,7 +200,10 @@ def dense(
     num_features = _checks.count("num_features", num_features, minimum=1)
     latent_dim = _checks.count("latent_dim", latent_dim, minimum=1)
     num_conditions = _checks.count("num_conditions", num_conditions, minimum=0)
+    if not isinstance(hidden, Sequence):
+        raise TypeError(f"hidden must be a sequence of widths, such as (400,), got {hidden!r}")
     widths = [_checks.count("each of hidden", width, minimum=1) for width in hidden]
+    _checks.function("activation", activation)
     if not (isinstance(kind, type) and issubclass(kind, Autoencoder)):
         raise TypeError(f"kind must be VAE or Autoencoder, got {kind!r}")
 
@@ -325,7 +328,8 @@ def fit(
     warm_up = _checks.count("warm_up", warm_up, minimum=0)
     check_rows(model, x, condition, generator)
     num_draws = _checks.count("num_draws", num_draws, minimum=1)
-    _check_support(model, x, condition)
+    was_training = model.training
+    _check_support(model.eval(), x, condition)
 
     def parts(epoch: int, x: Tensor, condition: Tensor | None = None) -> Tensor:
         beta = tempering * min(1.0, epoch / warm_up if warm_up else 1.0)
@@ -333,7 +337,6 @@ def fit(
         kl = found.kl.sum(dim=-1)
         return torch.stack([-found.elbo.mean(), found.log_likelihood.mean(), kl.mean()])
 
-    was_training = model.training
     model.train()
     history = minimize(
         parts,
@@ -387,17 +390,9 @@ def check_rows(
     if not isinstance(model, needs):
         raise TypeError(f"model must be a {needs.__name__}, got {type(model).__name__}")
     _checks.generator_or_none(generator)
-    _checks.array("x", x)
     if condition is not None:
         _checks.array("condition", condition, ndim=2)
-        if len(condition) != len(x):
-            raise ValueError(
-                f"condition must have a row for each of x, {len(x)}, got {len(condition)}"
-            )
-    dtype = next(model.parameters()).dtype
-    for name, value in {"x": x, "condition": condition}.items():
-        if value is not None and value.dtype != dtype:
-            raise ValueError(f"{name} must have the model's dtype, {dtype}, got {value.dtype}")
+    training.check_rows(model, x, x if condition is None else condition, "x", "condition")
 
 
 def _check_support(model: Autoencoder, x: Tensor, condition: Tensor | None) -> None:

@@ -23,6 +23,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # once a day it announces its next version
     import arviz
 
+# Where numba is installed ArviZ uses it, and some results get one dimension more.
+arviz.Numba.disable_numba()
+
 NAN, INF = math.nan, math.inf
 exact = settings(deadline=None, derandomize=True, max_examples=60)
 
