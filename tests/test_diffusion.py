@@ -523,6 +523,22 @@ def test_many_small_steps_draw_from_the_data(eta: float, generator: torch.Genera
     assert z_moments(lost, MEAN, COVARIANCE) > 8
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "times"),
+    [(None, list(range(10, 0, -1))), (5, [10, 8, 6, 4, 2]), (4, [10, 8, 5, 3]), (1, [10])],
+)
+def test_steps_are_spread_over_all_times(num_steps: int | None, times: list[int]) -> None:
+    seen: list[int] = []
+
+    class Watch(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            seen.append(int(t[0]))
+            return x_t
+
+    diffusion.sample(DDPM(Watch(), BETAS), ZEROS, num_steps=num_steps)
+    assert seen == times
+
+
 def test_without_noise_the_start_decides(generator: torch.Generator) -> None:
     model = exact(20)
     start = torch.randn(5, 2, generator=generator, dtype=torch.float64)
