@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from coursepkg import _checks
@@ -323,7 +323,7 @@ class Images(NamedTuple):
     """
 
     pixels: Float[Tensor, "images height width"]
-    labels: Int64[Tensor, " images"]
+    labels: Int[Tensor, " images"]
 
 
 def mnist() -> Images:

@@ -32,27 +32,24 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import pad, silu
 
-from coursepkg import _checks
+from coursepkg import _checks, noise_schedules
 from coursepkg._random import normal
 from coursepkg.descent import adam, minimize
+from coursepkg.discretized import DiscretizedNormal, OnLevels, check_levels
 from coursepkg.langevin import Langevin
 from coursepkg.mcmc import State
 
 __all__ = [
     "DDPM",
     "Denoiser",
-    "DiscretizedNormal",
     "annealed_langevin",
     "chain_elbo",
-    "cosine_schedule",
     "dense",
     "elbo_terms",
     "fit",
-    "linear_schedule",
-    "log_snr_schedule",
     "loss",
     "sample",
     "score",
@@ -62,215 +59,7 @@ Time = int | Int[Tensor, " batch"]
 Weights = Literal["elbo", "simple"]
 
 
-# --- The encoder: how fast noise takes over -------------------------------------------------------
-
-
-def linear_schedule(num_steps: int) -> Float[Tensor, " steps"]:
-    r"""Noise variances that rise along a line, as the first large models had them.
-
-    From :math:`10^{-4}` to 0.02 in 1,000 steps; with fewer, each step adds more, in proportion.
-
-    Args:
-        num_steps: :math:`T`, at least 21 (with fewer the last variance would reach 1).
-
-    Returns:
-        :math:`\beta_1, \dots, \beta_T`, float64.
-
-    Raises:
-        TypeError: ``num_steps`` is not a whole number.
-        ValueError: It is below 21.
-
-    Source:
-        Ho, Jain and Abbeel (2020), as above, section 4.
-
-    Example:
-        >>> linear_schedule(100)[[0, -1]]
-        tensor([0.0010, 0.2000], dtype=torch.float64)
-    """
-    num_steps = _checks.count("num_steps", num_steps, minimum=21)
-    return torch.linspace(0.1, 20, num_steps, dtype=torch.float64) / num_steps
-
-
-def cosine_schedule(num_steps: int) -> Float[Tensor, " steps"]:
-    r"""Noise that takes over slowly at both ends.
-
-    .. math::
-        \alpha_t \propto \cos \Bigl( \frac{t / T + s}{1 + s} \cdot \frac\pi2 \Bigr) , \qquad
-        s = 0.008 , \qquad \beta_t \le 0.999
-
-    Args:
-        num_steps: :math:`T`, at least 2.
-
-    Returns:
-        :math:`\beta_1, \dots, \beta_T`, float64.
-
-    Raises:
-        TypeError: ``num_steps`` is not a whole number.
-        ValueError: It is below 2.
-
-    Source:
-        Nichol and Dhariwal (2021), "Improved denoising diffusion probabilistic models",
-        International Conference on Machine Learning, equation 17.
-
-    Example:
-        >>> cosine_schedule(100)[[0, -1]]
-        tensor([6.3128e-04, 9.9900e-01], dtype=torch.float64)
-    """
-    num_steps = _checks.count("num_steps", num_steps, minimum=2)
-    angle = (torch.linspace(0, 1, num_steps + 1, dtype=torch.float64) + 0.008) / 1.008
-    alpha_squared = torch.cos(angle * math.pi / 2).square()
-    return (1 - alpha_squared[1:] / alpha_squared[:-1]).clamp(max=0.999)
-
-
-def log_snr_schedule(
-    num_steps: int, highest: float = 7.0, lowest: float = -7.0
-) -> Float[Tensor, " steps"]:
-    r"""Noise that takes the same part of the signal-to-noise ratio at each step.
-
-    :math:`\log (\alpha_t^2 / \sigma_t^2)` falls from ``highest`` to ``lowest`` along a line. Then
-    every KL of the ELBO has the same weight; see :func:`elbo_terms`.
-
-    Args:
-        num_steps: :math:`T`, at least 2.
-        highest: The first log ratio, in nats: what is left for the last decoder to remove.
-        lowest: The last one: what the prior does not know of.
-
-    Returns:
-        :math:`\beta_1, \dots, \beta_T`, float64.
-
-    Raises:
-        TypeError: An argument is no number.
-        ValueError: There are less than 2 steps, or ``highest`` is not above ``lowest``.
-
-    Example:
-        >>> log_snr_schedule(100)[[0, -1]]
-        tensor([0.0009, 0.1318], dtype=torch.float64)
-    """
-    num_steps = _checks.count("num_steps", num_steps, minimum=2)
-    highest, lowest = _checks.scalar("highest", highest), _checks.scalar("lowest", lowest)
-    if highest <= lowest:
-        raise ValueError(f"highest must be above lowest, got {highest} and {lowest}")
-    log_snr = torch.linspace(highest, lowest, num_steps, dtype=torch.float64)
-    alpha_squared = pad(log_snr.sigmoid(), (1, 0), value=1)
-    return 1 - alpha_squared[1:] / alpha_squared[:-1]
-
-
-def _scales(
-    betas: Float[Tensor, " steps"],
-) -> tuple[Float[Tensor, " steps+1"], Float[Tensor, " steps+1"]]:
-    """Scales of signal and noise at the times 0 to T, in float64."""
-    log_alpha_squared = pad(torch.log1p(-betas.double()).cumsum(dim=0), (1, 0))
-    return (log_alpha_squared / 2).exp(), torch.expm1(log_alpha_squared).abs().sqrt()
-
-
 # --- The decoder ----------------------------------------------------------------------------------
-
-
-class DiscretizedNormal(Distribution):
-    r"""A Gaussian whose mass is gathered on a few levels: each gets what falls nearest to it.
-
-    .. math::
-        P(k) = \Phi\Bigl( \frac{b_{k+1} - \mu}{s} \Bigr) - \Phi\Bigl( \frac{b_k - \mu}{s} \Bigr)
-
-    with borders :math:`b` halfway between levels, and at infinity beyond the first and the last.
-    A density of numbers that only take a few values can be made as high as one likes; these
-    probabilities cannot.
-
-    Args:
-        loc: Means :math:`\mu`, in units of the levels.
-        scale: Standard deviations :math:`s`, positive; broadcasts with ``loc``.
-        levels: The values that there are, at least 2, rising.
-
-    Raises:
-        TypeError: An argument is no floating-point tensor.
-        ValueError: A scale is not positive, or the levels do not rise.
-
-    Source:
-        Ho, Jain and Abbeel (2020), as above, equation 13.
-
-    Example:
-        >>> greys = torch.linspace(-1, 1, 5)
-        >>> found = DiscretizedNormal(torch.tensor(0.4), torch.tensor(0.2), greys).probs
-        >>> [f"{p:.3f}" for p in found.tolist()]
-        ['0.000', '0.001', '0.226', '0.733', '0.040']
-    """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012, torch's own name; checked below instead
-
-    def __init__(
-        self,
-        loc: Float[Tensor, "*#batch"],
-        scale: Float[Tensor, "*#batch"],
-        levels: Float[Tensor, " levels"],
-        validate_args: bool | None = None,
-    ) -> None:
-        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
-        self.levels = levels
-        super().__init__(self.loc.shape, validate_args=validate_args)
-        if self._validate_args:
-            _checks.numbers("loc", loc)
-            _checks.numbers("scale", scale, positive=True)
-            _check_levels(levels)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The levels."""
-        return _OnLevels(self.levels)
-
-    def log_prob(self, value: Float[Tensor, "*#batch"]) -> Float[Tensor, "*batch"]:
-        """Log probabilities of levels, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
-        # In float64: torch's derivative of log_ndtr is unusable far out in float32.
-        nearest = _nearest(value, self.levels)
-        borders = (self.levels[1:] + self.levels[:-1]).double() / 2
-        borders = pad(borders, (1, 0), value=-1e3 + float(borders[0]))
-        borders = pad(borders, (0, 1), value=1e3 + float(borders[-1]))
-        lower, upper = ((borders[nearest + k] - self.loc) / self.scale for k in (0, 1))
-        # Above the mean Φ is close to 1, and differences lose their digits: look from below.
-        above = lower + upper > 0
-        lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
-        log_upper = torch.special.log_ndtr(upper)
-        log_rest = torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
-        return (log_upper + log_rest).to(self.loc.dtype)
-
-    @property
-    def probs(self) -> Float[Tensor, "*batch levels"]:
-        """The probability of each level."""
-        every = DiscretizedNormal(self.loc[..., None], self.scale[..., None], self.levels, False)
-        return every.log_prob(self.levels).exp()
-
-    @property
-    def mean(self) -> Float[Tensor, "*batch"]:
-        """The mean, between levels as a rule."""
-        return self.probs @ self.levels
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
-        """Draw: the level nearest to a draw from the Gaussian."""
-        noise = torch.randn((*sample_shape, *self.batch_shape)).to(self.loc)
-        return self.levels[_nearest(self.loc + self.scale * noise, self.levels)]
-
-
-class _OnLevels(constraints.Constraint):
-    """Numbers that are levels, but for rounding."""
-
-    def __init__(self, levels: Float[Tensor, " levels"]) -> None:
-        self.levels = levels
-
-    def check(self, value: Tensor) -> Tensor:
-        off = (value - self.levels.to(value)[_nearest(value, self.levels)]).abs()
-        return off <= 1e-3 * self.levels.diff().min()
-
-
-def _nearest(x: Tensor, levels: Float[Tensor, " levels"]) -> Int[Tensor, "..."]:
-    """The number of the level that is nearest to each."""
-    return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]).to(x) / 2)
-
-
-def _check_levels(levels: Tensor) -> None:
-    _checks.array("levels", levels, ndim=1)
-    if len(levels) < 2 or not (levels.diff() > 0).all():
-        raise ValueError(f"levels must be at least 2 numbers that rise, got {levels.tolist()}")
 
 
 class DDPM(nn.Module):
@@ -305,7 +94,7 @@ class DDPM(nn.Module):
         Ho, Jain and Abbeel (2020), as above.
 
     Example:
-        >>> model = DDPM(Denoiser(2, log_snr_schedule(50)), log_snr_schedule(50))
+        >>> model = DDPM(Denoiser(2, noise_schedules.log_snr(50)), noise_schedules.log_snr(50))
         >>> sample(model, torch.randn(10, 2))[-1].shape
         torch.Size([10, 2])
     """
@@ -325,8 +114,8 @@ class DDPM(nn.Module):
         _checks.function("network", network)
         _check_betas(betas)
         if levels is not None:
-            _check_levels(levels)
-        signal_scale, noise_scale = _scales(betas)
+            check_levels(levels)
+        signal_scale, noise_scale = noise_schedules.scales(betas)
         log_snr = 2 * (signal_scale[1:].log() - noise_scale[1:].log())
         self.network = network
         self.register_buffer("signal_scale", signal_scale)
@@ -462,7 +251,7 @@ class Denoiser(nn.Module):
         for the waves.
 
     Example:
-        >>> denoiser = Denoiser(64, log_snr_schedule(50), levels=torch.linspace(-1, 1, 17))
+        >>> denoiser = Denoiser(64, noise_schedules.log_snr(50), levels=torch.linspace(-1, 1, 17))
         >>> denoiser(torch.randn(10, 64), torch.full((10,), 50)).shape
         torch.Size([10, 64])
     """
@@ -488,8 +277,8 @@ class Denoiser(nn.Module):
         widths = [num_features + 2 * num_waves, *widths]
         _check_betas(betas)
         if levels is not None:
-            _check_levels(levels)
-        signal_scale, noise_scale = _scales(betas)
+            check_levels(levels)
+        signal_scale, noise_scale = noise_schedules.scales(betas)
         self.register_buffer("signal_scale", signal_scale)
         self.register_buffer("noise_scale", noise_scale)
         self.register_buffer("time_waves", math.pi * torch.arange(TIME_WAVES) / len(betas))
@@ -537,7 +326,7 @@ def dense(
     The arguments are theirs. Initial weights come from torch's global source of randomness.
 
     Example:
-        >>> dense(2, log_snr_schedule(50)).num_steps
+        >>> dense(2, noise_schedules.log_snr(50)).num_steps
         50
     """
     return DDPM(Denoiser(num_features, betas, hidden, levels, num_waves), betas, levels)
@@ -588,7 +377,7 @@ def elbo_terms(
         equation 14.
 
     Example:
-        >>> model = dense(2, log_snr_schedule(50))
+        >>> model = dense(2, noise_schedules.log_snr(50))
         >>> elbo_terms(model, torch.randn(10, 2)).shape
         torch.Size([10, 51])
     """
@@ -636,7 +425,7 @@ def loss(
         appendix I.1, for the times.
 
     Example:
-        >>> loss(dense(2, log_snr_schedule(50)), torch.randn(10, 2)).shape
+        >>> loss(dense(2, noise_schedules.log_snr(50)), torch.randn(10, 2)).shape
         torch.Size([10])
     """
     _check_rows(model, x, generator)
@@ -676,7 +465,7 @@ def chain_elbo(
         ValueError: ``x`` is not finite, or is not on the levels.
 
     Example:
-        >>> chain_elbo(dense(2, log_snr_schedule(50)), torch.randn(10, 2)).shape
+        >>> chain_elbo(dense(2, noise_schedules.log_snr(50)), torch.randn(10, 2)).shape
         torch.Size([10])
     """
     _check_rows(model, x, generator)
@@ -721,7 +510,7 @@ def _check_rows(model: DDPM, x: Tensor, generator: torch.Generator | None) -> No
         raise TypeError(f"model must be a DDPM, got {type(model).__name__}")
     _checks.array("x", x, ndim=2)
     _checks.generator_or_none(generator)
-    if model.levels is not None and not _OnLevels(model.levels).check(x).all():
+    if model.levels is not None and not OnLevels(model.levels).check(x).all():
         raise ValueError(
             f"x must take no values but the model's {len(model.levels)} levels, from "
             f"{float(model.levels[0])} to {float(model.levels[-1])}"
@@ -762,7 +551,7 @@ def fit(
         RuntimeError: The loss is no longer finite.
 
     Example:
-        >>> model, x = dense(2, log_snr_schedule(50)), torch.randn(100, 2)
+        >>> model, x = dense(2, noise_schedules.log_snr(50)), torch.randn(100, 2)
         >>> fit(model, x, num_epochs=3, progress=False).shape
         torch.Size([3])
     """
@@ -819,7 +608,8 @@ def sample(
         Ho, Jain and Abbeel (2020), as above, algorithm 2; Song, Meng and Ermon (2021), as above.
 
     Example:
-        >>> sample(dense(2, log_snr_schedule(50)), torch.randn(10, 2), eta=0, num_steps=5).shape
+        >>> model = dense(2, noise_schedules.log_snr(50))
+        >>> sample(model, torch.randn(10, 2), eta=0, num_steps=5).shape
         torch.Size([6, 10, 2])
     """
     _checks.array("start", start, ndim=2)
@@ -862,7 +652,7 @@ def score(
         Computation 23(7).
 
     Example:
-        >>> score(dense(2, log_snr_schedule(50)), torch.randn(10, 2), 25).shape
+        >>> score(dense(2, noise_schedules.log_snr(50)), torch.randn(10, 2), 25).shape
         torch.Size([10, 2])
     """
     return -model.predicted_noise(x_t, t) / model._at(t, x_t, first=1)[1]
@@ -908,7 +698,7 @@ def annealed_langevin(
         distribution", NeurIPS, algorithm 1.
 
     Example:
-        >>> annealed_langevin(dense(2, log_snr_schedule(50)), torch.randn(10, 2)).shape
+        >>> annealed_langevin(dense(2, noise_schedules.log_snr(50)), torch.randn(10, 2)).shape
         torch.Size([10, 2])
     """
     _checks.array("start", start, ndim=2)

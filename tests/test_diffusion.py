@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from bad_input import bad_input
+from close import z
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from coursepkg import diffusion
-from coursepkg.diffusion import DDPM, Denoiser, DiscretizedNormal
+from coursepkg import diffusion, noise_schedules
+from coursepkg.diffusion import DDPM, Denoiser
+from coursepkg.discretized import DiscretizedNormal
 
 MEAN = torch.tensor([0.5, -0.3]).double()
 COVARIANCE = torch.tensor([[1.2, 0.7], [0.7, 0.8]]).double()
@@ -39,14 +41,14 @@ class Exact(nn.Module):
 
 
 def exact(num_steps: int, sign: float = 1.0, **ends: float) -> DDPM:
-    betas = diffusion.log_snr_schedule(num_steps, **ends)
+    betas = noise_schedules.log_snr(num_steps, **ends)
     return DDPM(Exact(betas, sign), betas)
 
 
 def untrained(num_steps: int = 6, levels: Tensor | None = None) -> DDPM:
     """A model whose network is nothing in particular."""
     torch.manual_seed(3)
-    betas = diffusion.log_snr_schedule(num_steps, 3.0, 0.0)
+    betas = noise_schedules.log_snr(num_steps, 3.0, 0.0)
     return diffusion.dense(2, betas, hidden=(8,), levels=levels).double()
 
 
@@ -57,12 +59,6 @@ class Wide(DDPM):
         mean, _ = super().reverse(x_t, t, s, 1.0)
         ratio = (self.signal_scale[t] / self.signal_scale[s]) ** 2
         return mean, eta * (1 - ratio).sqrt()[None]
-
-
-def z(values: Tensor, truth: Tensor | float) -> Tensor:
-    """How many standard errors the mean over the first dimension is away, at most."""
-    error = values.std(dim=0) / len(values) ** 0.5
-    return ((values.mean(dim=0) - truth).abs() / error).max()
 
 
 def z_pair(first: Tensor, second: Tensor) -> float:
@@ -77,32 +73,19 @@ def z_moments(draws: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     return torch.stack([z(draws, mean), z(products.flatten(1), covariance.flatten())]).max()
 
 
-# --- Schedules ------------------------------------------------------------------------------------
-
-
-def test_schedules_are_those_of_their_papers() -> None:
-    linear = diffusion.linear_schedule(1000)
-    torch.testing.assert_close(linear, torch.linspace(1e-4, 0.02, 1000).double())
-    angle = lambda t: ((t / 50 + 0.008) / 1.008 * math.pi / 2).cos()  # noqa: E731
-    t = torch.arange(51).double()
-    cosine = diffusion.cosine_schedule(50)
-    alphas = (1 - cosine).cumprod(0).sqrt()
-    torch.testing.assert_close(alphas[:-1], (angle(t) / angle(t[0]))[1:-1])
-    assert cosine[-1] == 0.999
-    even = DDPM(nn.Identity(), diffusion.log_snr_schedule(40, 5.0, -4.0))
-    log_snr = 2 * (even.signal_scale / even.noise_scale)[1:].log()
-    torch.testing.assert_close(log_snr, torch.linspace(5, -4, 40).double())
-    torch.testing.assert_close(even.weight[2:], torch.full((39,), math.expm1(9 / 39) / 2).double())
+# --- Scales ---------------------------------------------------------------------------------------
 
 
 def test_scales_add_up_over_the_steps() -> None:
-    betas = diffusion.linear_schedule(100)
+    betas = noise_schedules.linear(100)
     model = DDPM(nn.Identity(), betas)
     alpha, variance = 1.0, 0.0
     for t, beta in enumerate(betas.tolist(), start=1):
         alpha, variance = alpha * (1 - beta) ** 0.5, variance * (1 - beta) + beta
         assert math.isclose(float(model.signal_scale[t]), alpha, rel_tol=1e-12)
         assert math.isclose(float(model.noise_scale[t]), variance**0.5, rel_tol=1e-12)
+    even = DDPM(nn.Identity(), noise_schedules.log_snr(40, 5.0, -4.0))
+    torch.testing.assert_close(even.weight[2:], torch.full((39,), math.expm1(9 / 39) / 2).double())
     assert model.num_steps == 100
     assert (model.signal_scale[0], model.noise_scale[0]) == (1, 0)
 
@@ -129,14 +112,14 @@ def test_the_reverse_step_is_the_encoders_posterior(
     expected = posterior(model, model.denoised(x_t, t), x_t, t, s)
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1][0], expected[1])
-    wrong = Wide(model.network, diffusion.log_snr_schedule(20)).reverse(x_t, t, s)
+    wrong = Wide(model.network, noise_schedules.log_snr(20)).reverse(x_t, t, s)
     assert s > 15 or wrong[1] / expected[1] > 1.01  # in much noise both variances are near 1
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_every_eta_leads_to_the_encoders_marginal(eta: float, generator: torch.Generator) -> None:
     """With the true noise as the prediction, x_s is α x_0 + σ ε again."""
-    betas = diffusion.cosine_schedule(20)
+    betas = noise_schedules.cosine(20)
     x, noise = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
 
     class Oracle(nn.Module):
@@ -179,7 +162,7 @@ def test_the_score_is_the_gradient_of_the_log_density(generator: torch.Generator
 
 def test_a_denoiser_is_its_formula(generator: torch.Generator) -> None:
     torch.manual_seed(4)
-    betas = diffusion.log_snr_schedule(10)
+    betas = noise_schedules.log_snr(10)
     network = Denoiser(2, betas, (5,), num_waves=3).double()
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
     t = torch.tensor([1, 10, 4, 4])
@@ -290,7 +273,7 @@ def test_the_terms_add_up_to_a_direct_estimate_of_the_bound(
     by_chain = diffusion.chain_elbo(model, x, generator=generator)
     assert z_pair(by_terms, truth) < 4
     assert z_pair(by_chain, truth) < 4
-    betas = diffusion.log_snr_schedule(6, 3.0, 0.0)
+    betas = noise_schedules.log_snr(6, 3.0, 0.0)
     wrong = Wide(model.network, betas, levels).double()
     assert z_pair(diffusion.chain_elbo(wrong, x, generator=generator), truth) > 8
     model.weight[1:] = model.weight[1:].roll(1)  # planted bug: weights of the neighbours
@@ -342,7 +325,7 @@ def test_times_are_drawn_evenly(generator: torch.Generator) -> None:
             seen.append(t)
             return x_t
 
-    model = DDPM(Watch(), diffusion.log_snr_schedule(8))
+    model = DDPM(Watch(), noise_schedules.log_snr(8))
     for _ in range(1000):
         diffusion.loss(model, torch.zeros(4, 2), "simple", generator=generator)
     times = torch.stack(seen)
@@ -370,72 +353,9 @@ def test_gradients_reach_every_parameter(weights: Any, generator: torch.Generato
 # --- Data on levels -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-3, 0.04, 0.3, 1.0, 30.0])
-def test_probabilities_of_levels_sum_to_one(scale: float, dtype: torch.dtype) -> None:
-    loc = torch.linspace(-3, 3, 41, dtype=dtype)
-    greys = torch.linspace(-1, 1, 17, dtype=dtype)
-    q = DiscretizedNormal(loc, torch.tensor(scale, dtype=dtype), greys)
-    assert q.probs.shape == (41, 17)
-    rounding = 50 * torch.finfo(dtype).eps
-    torch.testing.assert_close(q.probs.sum(dim=-1), torch.ones_like(loc), rtol=0, atol=rounding)
-    density = q.probs / (greys[1] - greys[0])  # planted bug: a density at the level, not a mass
-    assert ((density.sum(dim=-1) - 1).abs() > 1).all()
-
-
-def test_probabilities_are_masses_between_borders() -> None:
-    levels = torch.tensor([-2.0, 0.0, 1.0]).double()
-    q = DiscretizedNormal(torch.tensor(0.3).double(), torch.tensor(0.8).double(), levels)
-    phi = lambda x: math.erfc(-(x - 0.3) / 0.8 / 2**0.5) / 2  # noqa: E731
-    expected = torch.tensor([phi(-1), phi(0.5) - phi(-1), 1 - phi(0.5)]).double()
-    torch.testing.assert_close(q.probs, expected)
-    torch.testing.assert_close(q.mean, expected @ levels)
-
-
-def test_far_levels_keep_their_digits_and_gradients() -> None:
-    """-log Φ(-x) is about x²/2 + log x + log(2π)/2, in float32 too."""
-    levels = torch.linspace(-1, 1, 17)
-    for sign in (-1.0, 1.0):
-        loc = torch.tensor(sign * 30, requires_grad=True)
-        for level in (levels[0], levels[5], levels[16]):
-            found = DiscretizedNormal(loc, torch.tensor(0.1), levels).log_prob(level)
-            (gradient,) = torch.autograd.grad(found, loc)
-            log_prob = found.detach()
-            toward = -sign  # the nearer border decides
-            near = float(level) - toward * 0.0625
-            inside = near * sign < 0.9  # all but the level at the very end on this side
-            x = abs(sign * 30 - near) / 0.1
-            if inside:
-                expected = -(x**2) / 2 - math.log(x) - math.log(2 * math.pi) / 2
-                assert math.isclose(float(log_prob), expected, rel_tol=1e-5)
-                assert math.isclose(float(gradient), toward * x / 0.1, rel_tol=1e-3)
-            else:
-                assert float(log_prob) == pytest.approx(0, abs=1e-6)
-                assert float(gradient) == pytest.approx(0, abs=1e-6)
-
-
-def test_derivatives_of_level_probabilities() -> None:
-    loc = torch.tensor([-1.4, -0.2, 0.1, 0.9]).double().requires_grad_()
-    scale = torch.tensor([0.1, 0.5, 0.06, 0.3]).double().requires_grad_()
-    for level in GREYS:
-        assert torch.autograd.gradcheck(
-            lambda loc, scale, x=level: DiscretizedNormal(loc, scale, GREYS).log_prob(x),
-            (loc, scale),
-        )
-
-
-def test_draws_of_levels_have_their_probabilities() -> None:
-    torch.manual_seed(20260101)
-    q = DiscretizedNormal(torch.tensor([0.1, -0.4]).double(), torch.tensor(0.6).double(), GREYS)
-    draws = q.sample((20_000,))
-    assert draws.shape == (20_000, 2)
-    assert q.support.check(draws).all()
-    assert z((draws[..., None] == GREYS).double(), q.probs) < 4
-
-
 def exact_levels(num_steps: int, prior: Tensor) -> DDPM:
     """One feature whose levels have these probabilities, and a network that knows them."""
-    betas = diffusion.log_snr_schedule(num_steps, 7.0, -7.0)
+    betas = noise_schedules.log_snr(num_steps, 7.0, -7.0)
     model = diffusion.dense(1, betas, hidden=(1,), levels=GREYS).double()
     network = model.network
     assert isinstance(network, Denoiser)
@@ -469,7 +389,7 @@ def test_the_bound_on_levels_is_a_bound_and_nearly_met(generator: torch.Generato
     assert 0.9 < float(value.exp().sum()) < 1 + 4 * float((value.exp() * error).norm())
     assert float((prior * (prior.log() - value)).sum()) < 0.1
     # Planted bug: with densities in the place of probabilities it is no bound.
-    continuous = DDPM(model.network, diffusion.log_snr_schedule(200, 7.0, -7.0))
+    continuous = DDPM(model.network, noise_schedules.log_snr(200, 7.0, -7.0))
     wrong = diffusion.elbo_terms(continuous, x, generator=generator).sum(dim=1).view(5, 2000)
     assert float(wrong.mean(dim=1).exp().sum()) > 2
 
@@ -507,7 +427,7 @@ def test_draws_have_the_moments_of_their_chain(
     truth = drawn_moments(model, eta, times)
     assert z_moments(path[-1], *truth) < 4.5
     if eta == 1:
-        wrong = Wide(model.network, diffusion.log_snr_schedule(21))
+        wrong = Wide(model.network, noise_schedules.log_snr(21))
         draws = diffusion.sample(wrong, start, num_steps=num_steps, generator=generator)[-1]
         assert z_moments(draws, *truth) > 6
 
@@ -521,6 +441,22 @@ def test_many_small_steps_draw_from_the_data(eta: float, generator: torch.Genera
     wrong = exact(1000, sign=-1, highest=9.0, lowest=-9.0)
     lost = diffusion.sample(wrong, start, eta=eta, num_steps=100, generator=generator)[-1]
     assert z_moments(lost, MEAN, COVARIANCE) > 8
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "times"),
+    [(None, list(range(10, 0, -1))), (5, [10, 8, 6, 4, 2]), (4, [10, 8, 5, 3]), (1, [10])],
+)
+def test_steps_are_spread_over_all_times(num_steps: int | None, times: list[int]) -> None:
+    seen: list[int] = []
+
+    class Watch(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            seen.append(int(t[0]))
+            return x_t
+
+    diffusion.sample(DDPM(Watch(), BETAS), ZEROS, num_steps=num_steps)
+    assert seen == times
 
 
 def test_without_noise_the_start_decides(generator: torch.Generator) -> None:
@@ -574,7 +510,7 @@ def test_annealed_langevin_ends_where_its_steps_lead(generator: torch.Generator)
 def test_a_trained_network_finds_the_gaussian(generator: torch.Generator) -> None:
     torch.manual_seed(20260101)
     x = DATA.sample((4000,)).float()
-    betas = diffusion.log_snr_schedule(60, 6.0, -6.0)
+    betas = noise_schedules.log_snr(60, 6.0, -6.0)
     model = diffusion.dense(2, betas, hidden=(64,))
     before = diffusion.elbo_terms(model, x, generator=generator).sum(dim=1).mean()
     history = diffusion.fit(model, x, num_epochs=30, generator=generator, progress=False)
@@ -612,7 +548,7 @@ def test_digits_take_fewer_bits_than_under_a_gaussian(generator: torch.Generator
     levels = torch.linspace(-1, 1, 17).double()
     # The floor that is best on the test data itself: better than a Gaussian can know.
     gaussian = min(gaussian_bits(train, test, levels, floor) for floor in (0.01, 0.02, 0.04, 0.08))
-    betas = diffusion.log_snr_schedule(150, 8.0, -5.0)
+    betas = noise_schedules.log_snr(150, 8.0, -5.0)
     model = diffusion.dense(64, betas, hidden=(128,), levels=levels.float())
     diffusion.fit(
         model,
@@ -657,7 +593,7 @@ def test_models_move_as_modules_do() -> None:
 
 # --- Kind errors ----------------------------------------------------------------------------------
 
-BETAS = diffusion.log_snr_schedule(10)
+BETAS = noise_schedules.log_snr(10)
 ZEROS = torch.zeros(3, 2)
 MODEL = diffusion.dense(2, BETAS)
 ON_LEVELS = diffusion.dense(2, BETAS, levels=GREYS.float())
@@ -670,10 +606,10 @@ class Short(nn.Module):
 
 test_bad_input_is_named = bad_input(
     [
-        (lambda: diffusion.linear_schedule(20), ValueError, ("num_steps", "at least 21")),
-        (lambda: diffusion.cosine_schedule(1), ValueError, ("num_steps", "at least 2")),
-        (lambda: diffusion.log_snr_schedule(9, 1.0, 1.0), ValueError, ("highest", "above")),
-        (lambda: diffusion.log_snr_schedule(9.0), TypeError, ("num_steps", "whole")),
+        (lambda: noise_schedules.linear(20), ValueError, ("num_steps", "at least 21")),
+        (lambda: noise_schedules.cosine(1), ValueError, ("num_steps", "at least 2")),
+        (lambda: noise_schedules.log_snr(9, 1.0, 1.0), ValueError, ("highest", "above")),
+        (lambda: noise_schedules.log_snr(9.0), TypeError, ("num_steps", "whole")),
         (lambda: DDPM(3, BETAS), TypeError, ("network", "function")),
         (lambda: DDPM(nn.Identity(), BETAS + 1), ValueError, ("betas", "between 0 and 1")),
         (lambda: DDPM(nn.Identity(), BETAS[:1]), ValueError, ("betas", "at least 2", "got 1")),
@@ -721,17 +657,6 @@ test_bad_input_is_named = bad_input(
             lambda: diffusion.annealed_langevin(MODEL, ZEROS, num_steps=0),
             ValueError,
             ("num_steps", "at least 1"),
-        ),
-        (
-            lambda: DiscretizedNormal(GREYS, -GREYS.abs() - 1, GREYS),
-            ValueError,
-            ("scale", "positive"),
-        ),
-        (lambda: DiscretizedNormal(GREYS, GREYS.exp(), -GREYS), ValueError, ("levels", "rise")),
-        (
-            lambda: DiscretizedNormal(GREYS, GREYS.exp(), GREYS).log_prob(GREYS + 0.1),
-            ValueError,
-            ("support",),
         ),
     ]
 )
