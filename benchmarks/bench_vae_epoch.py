@@ -66,7 +66,7 @@ def describe(runs: list[Run]) -> str:
 def measure() -> Iterator[Row]:
     """Two rows for each contender."""
     ours: dict[str, float] = {}
-    for name, runs in race(run, CONTENDERS, ROUNDS).items():
+    for name, runs in race(run, dict.fromkeys(CONTENDERS, ROUNDS)).items():
         known = versions(*CONTENDERS[name][1])
         if isinstance(runs, str):
             yield Row("vae-epoch", name, "-", None, None, runs, known)
