@@ -29,7 +29,7 @@ __all__ = [
     "stft",
 ]
 
-#: Samples a second, where nothing else is said: that of a telephone, enough for vowels.
+#: Samples a second unless told otherwise; those of a telephone, enough for vowels.
 SAMPLE_RATE = 8000
 # A frame of 64 ms every 16 ms: long enough to tell the harmonics of a voice apart.
 FFT_SIZE, HOP, NUM_MELS = 512, 128, 64
