@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import librosa
-import numba
 import numpy as np
 import pytest
 import torch
 from bad_input import bad_input
 
 from coursepkg import divergence, spectrogram, speech
-
-# librosa loads its parts when they are first used. Its loops are short here; to compile them takes
-# far longer than running them.
-numba.config.DISABLE_JIT = True
 
 RATE = spectrogram.SAMPLE_RATE
 
