@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,6 @@ import torch
 
 # Every annotated shape in the package is checked at each call of each test.
 jaxtyping.install_import_hook("coursepkg", "shape_checker.check")
-
-# For librosa, and before anybody imports numba: its loops are short in our tests, and to compile
-# them takes far longer than running them.
-os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 TRUTH = Path(__file__).parent / "truth"
 
