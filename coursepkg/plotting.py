@@ -9,6 +9,8 @@ white.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import seaborn as sns
@@ -32,6 +34,7 @@ __all__ = [
     "bands",
     "contours",
     "curves",
+    "images",
     "measurements",
     "page_colors",
     "points",
@@ -505,4 +508,56 @@ def traces(ax: Axes, draws: Float[Tensor, "chains draws"]) -> Axes:
     for chain in _numpy(draws):
         ax.plot(chain, lw=0.8, alpha=0.9)
     ax.set(xlabel="draw")
+    return ax
+
+
+def images(
+    ax: Axes,
+    pixels: Float[Tensor, "images height width"],
+    *,
+    columns: int,
+    limits: tuple[float, float] = (0.0, 1.0),
+    row_names: Sequence[str] = (),
+) -> Axes:
+    """Draw images row by row, dark where their values are high: one small raster for all of them.
+
+    Args:
+        ax: Where to draw.
+        pixels: The images, shape ``(images, height, width)``.
+        columns: How many images stand in a row.
+        limits: The values that are drawn in white and in black.
+        row_names: What stands left of each row of images.
+
+    Returns:
+        ``ax``.
+
+    Raises:
+        TypeError: ``pixels`` is not a floating-point tensor, or ``columns`` is not a whole number.
+        ValueError: ``pixels`` does not have three dimensions or is not finite, ``columns`` is below
+            1, or there are names for another number of rows.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> ax = images(plt.figure().add_subplot(), torch.rand(6, 8, 8), columns=3)
+        >>> ax.images[0].get_array().shape  # two rows of three, with a gap of a pixel between
+        (17, 26)
+    """
+    number, height, width = _checks.array("pixels", pixels, ndim=3).shape
+    columns = _checks.count("columns", columns, minimum=1)
+    rows = -(-number // columns)
+    if row_names and len(row_names) != rows:
+        raise ValueError(f"row_names must name {rows} rows, got {len(row_names)} names")
+    # Gaps are no numbers, so that the page shows through them.
+    tiles = pixels.new_full((rows * columns, height + 1, width + 1), math.nan)
+    tiles[:number, :height, :width] = pixels.detach()
+    grid = tiles.unflatten(0, (rows, columns)).transpose(1, 2).flatten(2).flatten(0, 1)
+    # Not interpolated, the file holds the pixels as they are and the reader's screen enlarges them.
+    vmin, vmax = limits
+    ax.imshow(_numpy(grid[:-1, :-1]), cmap="gray_r", vmin=vmin, vmax=vmax, interpolation="none")
+    middles = [(height - 1) / 2 + row * (height + 1) for row in range(len(row_names))]
+    ax.set_xticks([])
+    ax.set_yticks(middles, row_names)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
     return ax

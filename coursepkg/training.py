@@ -292,9 +292,9 @@ def fit(
     if _checks.scalar("tempering", tempering) < 0:
         raise ValueError(f"tempering must not be negative, got {tempering}")
     _checks.generator_or_none(generator)
-    _check_rows(model, x, y, "x", "y")
+    check_rows(model, x, y, "x", "y")
     if validation is not None:
-        _check_rows(model, *validation, "validation[0]", "validation[1]")
+        check_rows(model, *validation, "validation[0]", "validation[1]")
     if patience is not None:
         _checks.count("patience", patience, minimum=1)
         if validation is None:
@@ -399,7 +399,7 @@ def _is_bayesian(model: nn.Module) -> bool:
     return any(isinstance(module, BayesLayer) for module in model.modules())
 
 
-def _check_rows(model: nn.Module, x: Tensor, y: Tensor, x_name: str, y_name: str) -> None:
+def check_rows(model: nn.Module, x: Tensor, y: Tensor, x_name: str, y_name: str) -> None:
     """Inputs and targets that go together, and go with the model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

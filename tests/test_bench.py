@@ -10,15 +10,17 @@ import bench_bbb_predict
 import bench_bbb_step
 import bench_kl_fit
 import bench_sine_vi
+import bench_vae_epoch
 import harness
 import numpy as np
 import pytest
 import torch
+import vae_contenders
 from bench_sine_mcmc import delivered, relative_error
 from sine_contenders import REFERENCE, X, Y, log_posterior
 from torch.distributions import Normal
 
-from coursepkg import data, layers, networks, uncertainty
+from coursepkg import data, layers, networks, uncertainty, vae
 from coursepkg.divergence import mean_with_error
 from coursepkg.guides import FullRankNormal
 
@@ -220,3 +222,61 @@ def test_what_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyP
     assert (ours.value, theirs.ratio, absent.value) == (3.0, 10.0, None)
     assert "one function a draw" in ours.quality
     assert "not functions" in theirs.quality
+
+
+DIGITS = (np.random.default_rng(0).random((300, 784)) < 0.2).astype(np.float32)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae_contenders, "digits", lambda: (DIGITS, DIGITS))
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_the_judge_knows_the_bound_of_a_digit() -> None:
+    start = vae_contenders.start(0)
+    expected, error = vae_contenders.elbo(start, DIGITS, num_draws=100)
+    ours = vae_contenders.Coursepkg()
+    ours.load(start, seed=0)
+    with torch.no_grad():
+        each = [vae.elbo(ours.model, ours.x).elbo.mean() for _ in range(100)]
+    found = mean_with_error(torch.stack(each))
+    scatter = (error**2 + float(found.standard_error) ** 2) ** 0.5
+    assert abs(float(found.value) - expected) < 4.5 * scatter
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize(
+    "name",
+    [
+        each
+        for each in vae_contenders.CONTENDERS
+        if each in ("coursepkg", "torch") or find_spec(each)
+    ],
+)
+def test_all_maximize_the_same_bound_of_digits(name: str) -> None:
+    contender, start = vae_contenders.CONTENDERS[name][0](), vae_contenders.start(0)
+    contender.load(start, seed=0)
+    for mine, theirs in zip(start, contender.network(), strict=True):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    expected, error = vae_contenders.elbo(start, DIGITS, num_draws=30)
+    losses = [contender.loss() for _ in range(30)]
+    scatter = (np.var(losses, ddof=1) / 30 + error**2) ** 0.5
+    assert abs(np.mean(losses) + expected) < 4.5 * scatter
+    contender.train(3)
+    assert vae_contenders.elbo(contender.network(), DIGITS)[0] > expected + 20
+
+
+def test_an_epoch_is_a_tenth_and_compilation_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench_vae_epoch.Run(2.0, 0.0, -128.0)
+    runs = {
+        "coursepkg": [run],
+        "numpyro": [run._replace(seconds=1.0, compilation=11.0)],
+        "pyro": "not installed: pyro",
+    }
+    monkeypatch.setattr(bench_vae_epoch, "race", lambda *_: runs)
+    rows = list(bench_vae_epoch.measure())
+    assert [row.value for row in rows] == pytest.approx([0.2, 2.0, 0.1, 12.0, None])
+    assert [row.ratio for row in rows] == [None, None, 0.5, 6.0, None]
+    assert "-128.0" in rows[0].quality

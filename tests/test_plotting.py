@@ -339,3 +339,39 @@ def test_a_signed_area_parts_what_is_above_from_what_is_below(ax):
     assert to_hex(below.get_facecolor()) == plotting.COLORS["blue"]
     (curve,) = ax.get_lines()
     assert curve.get_ydata().tolist() == heights.tolist()
+
+
+def test_images_stand_row_by_row_with_gaps_that_the_page_shows_through(ax):
+    pixels = torch.arange(5 * 2 * 3.0).reshape(5, 2, 3) / 30
+    assert plotting.images(ax, pixels, columns=2, row_names=["a", "b", "c"]) is ax
+    (drawn,) = ax.images
+    grid = drawn.get_array()
+    assert grid.shape == (3 * 2 + 2, 2 * 3 + 1)  # three rows of two, a pixel between them
+    for number, image in enumerate(pixels.numpy()):
+        top, left = 3 * (number // 2), 4 * (number % 2)
+        assert np.array_equal(grid[top : top + 2, left : left + 3], image)
+    assert grid.mask.sum() == grid.size - pixels.numel()  # the gaps, and the sixth image's place
+    assert drawn.cmap(np.ma.masked)[3] == 0
+    # Drawn as they are: white is the lower limit, black is the upper one.
+    assert drawn.get_clim() == (0, 1)
+    assert [to_hex(drawn.cmap(shade)) for shade in (0.0, 1.0)] == ["#ffffff", "#000000"]
+    assert drawn.get_interpolation() == "none"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert ax.get_yticks().tolist() == [0.5, 3.5, 6.5]
+
+
+def test_images_take_limits_and_may_carry_gradients(ax):
+    pixels = torch.randn(4, 2, 2, requires_grad=True)
+    plotting.images(ax, pixels, columns=4, limits=(-1.0, 1.0))
+    assert ax.images[0].get_clim() == (-1, 1)
+    assert len(ax.get_yticks()) == 0
+
+
+def test_images_name_what_is_wrong(ax, kind_error):
+    four = torch.zeros(4, 2, 2)
+    with kind_error(ValueError, "pixels", "3 dimensions", "(4, 4)"):
+        plotting.images(ax, four.flatten(1), columns=2)
+    with kind_error(ValueError, "columns", "1", "0"):
+        plotting.images(ax, four, columns=0)
+    with kind_error(ValueError, "row_names", "2 rows", "3 names"):
+        plotting.images(ax, four, columns=2, row_names=["a", "b", "c"])

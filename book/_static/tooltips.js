@@ -15,8 +15,9 @@ const show = (link, tip) => {
   const page = tip.offsetParent.getBoundingClientRect();
   const at = link.getClientRects()[0];
   const left = Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
-  const below = at.bottom + tip.offsetHeight < innerHeight || at.top < tip.offsetHeight;
-  const top = below ? link.getBoundingClientRect().bottom : at.top - tip.offsetHeight;
+  const { bottom } = link.getBoundingClientRect(); // of the last line, where the link has two
+  const below = bottom + tip.offsetHeight < innerHeight || at.top < tip.offsetHeight;
+  const top = below ? bottom : at.top - tip.offsetHeight;
   tip.style.left = `${Math.max(left, 8) - page.left}px`;
   tip.style.top = `${top - page.top}px`;
 };

@@ -419,3 +419,41 @@ def test_tempering(html: Path) -> None:
         assert sds[1] == pytest.approx(field[1], rel=0.45)
         assert sds[2] == pytest.approx(truth[0], rel=0.15)
         assert sds[3] == pytest.approx(truth[1], rel=0.25)
+
+
+def small_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The digits from zero to four at half their size, in black and white, and their labels."""
+    digits = data.mnist()
+    few = digits.labels.numpy() < 5
+    small = digits.pixels.numpy()[few].reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
+    return (small.reshape(-1, 196) > 0.25).astype(float), digits.labels.numpy()[few]
+
+
+def test_noise_of_a_linear_autoencoder(html: Path) -> None:
+    """Shannon's reverse water-filling: components below the noise are not described at all."""
+    found = described(html, "vae", "β σ²")
+    assert len(found) == 7
+    variances = np.linalg.eigvalsh(np.cov(small_digits()[0][:2000].T))
+    for (noise,), text in found.items():
+        above = variances[variances > noise]
+        rate = np.sum(np.log(above / noise)) / 2
+        error = len(above) * noise + np.sum(variances[variances <= noise])
+        expected = [noise, len(above), rate, error, np.sum(variances)]
+        assert numbers(text) == pytest.approx(expected, abs=0.051)
+
+
+def test_places_in_a_latent_plane(html: Path) -> None:
+    """What is decoded among codes of one digit has as much ink as that digit."""
+    found = described(html, "vae", "first coordinate")
+    assert len(found) == 25
+    images, labels = small_digits()
+    clear = 0
+    for place, text in found.items():
+        *said, ink, nearest, votes, digit = numbers(text)
+        assert said == list(place)
+        assert nearest == 9
+        if votes >= 8:
+            clear += 1
+            low, high = np.quantile(images[labels == digit].sum(axis=1), [0.01, 0.99])
+            assert low <= ink <= high
+    assert clear >= 8
